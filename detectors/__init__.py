@@ -1,0 +1,1 @@
+"""Detector plugins that come with lima2py, one folder a family."""

@@ -1,0 +1,1 @@
+"""The session seen from outside: the command line."""

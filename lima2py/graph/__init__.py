@@ -1,0 +1,1 @@
+"""Tasks wired by name: definition (YAML), plan (made concrete), flow (blocks through it)."""

@@ -1,0 +1,354 @@
+"""Memory for frames: allocators, and the ring of slots that everything in flight lies in.
+
+Shared memory is anonymous (memfd): it has no name that could leak or be destroyed by a stranger,
+and goes back to the system when the last process that holds it ends, however it ends. Another
+process of the same user on the same host opens it through `/proc/<pid>/fd`. It is allocated
+before it is mapped, so a full host is an error here and never a SIGBUS later.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+import platform
+from abc import ABC, abstractmethod
+from collections import deque
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+from pydantic import Field
+
+from lima2py.errors import LimaError
+from lima2py.frame import FrameSpec
+from lima2py.units import Bytes, Model, as_size
+
+PAGE = mmap.PAGESIZE
+BLOCK_BYTES = 2 * 2**20
+"""Small frames are gathered into blocks of up to about this size."""
+MAX_FRAMES_PER_BLOCK = 1024
+
+
+class MemorySettings(Model):
+    """How a node takes its memory and which processors it uses."""
+
+    ring: Annotated[Bytes, Field(ge=2**16)] = 256 * 2**20
+    """Size of the ring of an acquisition node, in bytes."""
+    locked: bool = False
+    """Keep the ring in memory (mlock); refused when the limit on locked memory is too low."""
+    numa_node: Annotated[int, Field(ge=0)] | None = None
+    """Take the ring from this NUMA node; from wherever the system likes when not given."""
+    cpus: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Run only on these processors; on all when empty."""
+
+    def apply_affinity(self) -> None:
+        """Bind this process to `cpus`.
+
+        Raises:
+            LimaError: if this host has no such processor.
+        """
+        if not self.cpus:
+            return
+        available = os.sched_getaffinity(0)
+        if not set(self.cpus) <= available:
+            raise LimaError(f"cpus {sorted(self.cpus)}: this host allows {sorted(available)}")
+        os.sched_setaffinity(0, self.cpus)
+
+
+class Buffer:
+    """A piece of memory.
+
+    Attributes:
+        bytes: the memory, as an array of uint8.
+        handle: how another process on this host finds it; None for private memory.
+    """
+
+    def __init__(self, content: NDArray[np.uint8], handle: Handle | None = None, fd: int = -1):
+        self.bytes = content
+        self.handle = handle
+        self._fd = fd
+
+    def close(self) -> None:
+        """Let go of it; the memory itself lives on while an array of it does. May be called twice."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        self.bytes = np.empty(0, np.uint8)
+
+
+class Handle(msgspec.Struct, frozen=True):
+    """How a process finds the shared memory of another one on the same host."""
+
+    host: str
+    pid: int
+    fd: int
+    inode: int
+    nbytes: int
+
+
+class Allocator(ABC):
+    """Where a ring takes its memory."""
+
+    @abstractmethod
+    def allocate(self, nbytes: int) -> Buffer:
+        """Memory of at least `nbytes`, zeroed, aligned to pages.
+
+        Raises:
+            LimaError: if there is not enough.
+        """
+
+
+class Heap(Allocator):
+    """Private memory of this process."""
+
+    def allocate(self, nbytes: int) -> Buffer:
+        """See `Allocator`."""
+        check_available(nbytes)
+        try:
+            region = mmap.mmap(-1, _pages(nbytes))
+        except OSError as error:
+            raise _no_memory(nbytes, error) from None
+        return Buffer(np.frombuffer(region, np.uint8))
+
+
+class Shared(Allocator):
+    """Anonymous memory that other processes of this user on this host can map."""
+
+    def allocate(self, nbytes: int) -> Buffer:
+        """See `Allocator`."""
+        check_available(nbytes)
+        nbytes = _pages(nbytes)
+        fd = os.memfd_create("lima2py", os.MFD_CLOEXEC)
+        try:
+            os.posix_fallocate(fd, 0, nbytes)
+            region = mmap.mmap(fd, nbytes, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+        except OSError as error:
+            os.close(fd)
+            raise _no_memory(nbytes, error) from None
+        handle = Handle(host_identity(), os.getpid(), fd, os.fstat(fd).st_ino, nbytes)
+        return Buffer(np.frombuffer(region, np.uint8), handle, fd)
+
+
+class Placed(Allocator):
+    """Memory of another allocator, locked into memory or bound to a NUMA node as the settings say."""
+
+    def __init__(self, inner: Allocator, settings: MemorySettings):
+        self._inner = inner
+        self._settings = settings
+
+    def allocate(self, nbytes: int) -> Buffer:
+        """See `Allocator`."""
+        buffer = self._inner.allocate(nbytes)
+        try:
+            if self._settings.numa_node is not None:
+                bind_to_numa_node(buffer, self._settings.numa_node)
+            if self._settings.locked:
+                lock(buffer)
+        except LimaError:
+            buffer.close()
+            raise
+        return buffer
+
+
+def check_available(nbytes: int) -> None:
+    """Refuse what this host cannot give now.
+
+    Raises:
+        LimaError: with what was asked and what is free.
+    """
+    free = psutil.virtual_memory().available
+    if nbytes > free:
+        raise LimaError(
+            f"{as_size(nbytes)} of memory asked, {as_size(free)} available on this host;"
+            " use a smaller ring"
+        )
+
+
+def lock(buffer: Buffer) -> None:
+    """Keep a buffer in physical memory (mlock).
+
+    Raises:
+        LimaError: if this user may not lock so much.
+    """
+    address = ctypes.c_void_p(buffer.bytes.ctypes.data)
+    if _libc().mlock(address, ctypes.c_size_t(buffer.bytes.nbytes)):
+        raise LimaError(
+            f"locking {as_size(buffer.bytes.nbytes)} of memory: {os.strerror(ctypes.get_errno())};"
+            " raise the limit (ulimit -l, LimitMEMLOCK= in a systemd unit) or set locked: false"
+        )
+
+
+def bind_to_numa_node(buffer: Buffer, node: int) -> None:
+    """Move a buffer to the memory of one NUMA node (mbind, strictly).
+
+    Raises:
+        LimaError: if there is no such node or the system refuses.
+    """
+    nodes = numa_nodes()
+    if node not in nodes:
+        raise LimaError(f"numa_node {node}: this host has {nodes}")
+    number = {"x86_64": 237, "aarch64": 235, "ppc64le": 259}.get(platform.machine())
+    if number is None:
+        raise LimaError(f"numa_node: not known how to bind memory on {platform.machine()}")
+    words = node // 64 + 1
+    mask = (ctypes.c_ulong * words)()
+    mask[node // 64] = 1 << (node % 64)
+    failed = _libc().syscall(
+        ctypes.c_long(number),
+        ctypes.c_void_p(buffer.bytes.ctypes.data),
+        ctypes.c_ulong(buffer.bytes.nbytes),
+        ctypes.c_int(2),  # MPOL_BIND
+        mask,
+        ctypes.c_ulong(words * 64 + 1),
+        ctypes.c_uint(1 | 2),  # MPOL_MF_STRICT | MPOL_MF_MOVE
+    )
+    if failed:
+        raise LimaError(f"binding memory to NUMA node {node}: {os.strerror(ctypes.get_errno())}")
+
+
+def numa_nodes() -> list[int]:
+    """The NUMA nodes of this host."""
+    nodes = Path("/sys/devices/system/node").glob("node[0-9]*")
+    return sorted(int(path.name[4:]) for path in nodes) or [0]
+
+
+@cache
+def host_identity() -> str:
+    """What two processes must have in common to share memory: the boot and the process namespace."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot}:{os.stat('/proc/self/ns/pid').st_ino}"
+
+
+def attach(handle: Handle) -> Buffer:
+    """Map the shared memory of another process on this host, read-only.
+
+    Raises:
+        LimaError: if it is on another host, or gone, or belongs to another user.
+    """
+    if handle.host != host_identity():
+        raise LimaError("this memory is on another host")
+    try:
+        fd = os.open(f"/proc/{handle.pid}/fd/{handle.fd}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise LimaError(f"shared memory of process {handle.pid}: {error.strerror}") from None
+    try:
+        status = os.fstat(fd)
+        if status.st_ino != handle.inode or status.st_size != handle.nbytes:
+            raise LimaError(f"shared memory of process {handle.pid}: it has been replaced")
+        region = mmap.mmap(fd, handle.nbytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+    finally:
+        os.close(fd)
+    return Buffer(np.frombuffer(region, np.uint8), handle)
+
+
+class RingShape(NamedTuple):
+    """How a ring is cut: `slots` of `stride` bytes, each with room for `frames` frames."""
+
+    frames: int
+    slots: int
+    stride: int
+
+    @classmethod
+    def plan(cls, spec: FrameSpec, ring_bytes: int, group: int = 1) -> RingShape:
+        """Cut about `ring_bytes` into slots for frames of one spec.
+
+        Args:
+            spec: what a frame looks like.
+            ring_bytes: the memory to use.
+            group: frames that must stay together; a slot never straddles two groups.
+
+        Raises:
+            LimaError: if not even three frames fit.
+        """
+        frames = max(1, min(BLOCK_BYTES // spec.nbytes, MAX_FRAMES_PER_BLOCK))
+        while frames > 1 and _pages(frames * spec.nbytes) * 8 > ring_bytes:
+            frames //= 2
+        if group > 1:
+            frames = min(frames, group)
+        stride = _pages(frames * spec.nbytes)
+        slots = ring_bytes // stride
+        if slots < 3:
+            raise LimaError(
+                f"a ring of {as_size(ring_bytes)} holds {slots} frames of {as_size(spec.nbytes)}"
+                f" and needs at least 3: make it {as_size(3 * stride)} or more"
+                " (memory: {ring: ...} in the system file)"
+            )
+        return cls(frames, slots, stride)
+
+    @property
+    def nbytes(self) -> int:
+        """The memory of the whole ring."""
+        return self.slots * self.stride
+
+
+class Ring:
+    """Slots for blocks of frames in one buffer. Used by one thread.
+
+    Attributes:
+        buffer: the memory.
+        shape: how it is cut.
+        peak: the largest number of slots that were in use at once.
+    """
+
+    def __init__(self, spec: FrameSpec, shape: RingShape, allocator: Allocator):
+        self.spec = spec
+        self.shape = shape
+        self.buffer = allocator.allocate(shape.nbytes)
+        self._free = deque(range(shape.slots))
+        self.peak = 0
+
+    def take(self) -> int | None:
+        """The number of a free slot, now in use; None when there is none."""
+        if not self._free:
+            return None
+        slot = self._free.popleft()
+        self.peak = max(self.peak, self.used)
+        return slot
+
+    def release(self, slot: int) -> None:
+        """Make a slot free again."""
+        self._free.append(slot)
+
+    def give_back(self, slot: int) -> None:
+        """Undo `take`: the slot was not used, and is the next one to be taken."""
+        self._free.appendleft(slot)
+
+    @property
+    def used(self) -> int:
+        """How many slots are in use."""
+        return self.shape.slots - len(self._free)
+
+    def view(self, slot: int) -> NDArray[Any]:
+        """The frames of a slot: array `(frames, *spec.shape)`."""
+        return slot_view(self.buffer, self.spec, self.shape, slot)
+
+    def close(self) -> None:
+        """Let go of the memory; may be called twice."""
+        self.buffer.close()
+
+
+def slot_view(buffer: Buffer, spec: FrameSpec, shape: RingShape, slot: int) -> NDArray[Any]:
+    """The frames of one slot of a ring: array `(shape.frames, *spec.shape)`."""
+    start = slot * shape.stride
+    content = buffer.bytes[start : start + shape.frames * spec.nbytes]
+    return content.view(spec.dtype).reshape(shape.frames, *spec.shape)
+
+
+def _pages(nbytes: int) -> int:
+    return max(1, -(-nbytes // PAGE)) * PAGE
+
+
+def _no_memory(nbytes: int, error: OSError) -> LimaError:
+    reason = "not enough memory" if error.errno == errno.ENOMEM else error.strerror
+    return LimaError(f"{as_size(nbytes)} of memory: {reason}; use a smaller ring")
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)

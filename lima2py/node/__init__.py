@@ -1,0 +1,1 @@
+"""A process that hosts runs: acquisition nodes and processing nodes."""

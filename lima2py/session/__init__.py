@@ -1,0 +1,1 @@
+"""The handle a user holds on a whole system of nodes."""

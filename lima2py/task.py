@@ -1,0 +1,173 @@
+"""What can be done to frames: the base of every task and of every sink.
+
+A task is one class. Its fields are its parameters, as a user writes them in YAML; attributes that
+begin with an underscore are its running state. A fresh task is built for every run. The order of
+calls is
+
+    prepare   start   (process | flush)*   finish
+
+`prepare` may be called without any of the others: it checks, says what will come out, and
+touches nothing outside the task. All others come from one thread.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, PrivateAttr
+
+from lima2py.acquisition import Parameters
+from lima2py.errors import BadParameter
+from lima2py.frame import Block, FrameSpec
+from lima2py.geometry import NotOnPixels, Roi
+from lima2py.units import Model
+
+
+def _looks_like_a_path(path: str) -> str:
+    if not path.strip() or "\0" in path:
+        raise ValueError("should be the path of a file")
+    return path
+
+
+InputFile = Annotated[str, AfterValidator(_looks_like_a_path)]
+"""The path of a file a task reads; in a graph file it is relative to the graph file."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """The run a task works for.
+
+    Attributes:
+        run: the acquisition's id, 32 hexadecimal digits.
+        name: what the user called it.
+        task: the name of this task in the graph.
+        node: the name of the node it runs on.
+        rank: the node's number in its stage, 0-based.
+        nodes: how many nodes share the frames.
+        nb_frames: how many frames were asked for in all; 0 if endless.
+        detector: what is known of the detector (`Detector.describe_all`).
+        parameters: the three parameter sets.
+        graph: the text of the graph.
+        started: when the run was prepared, seconds since 1970.
+        paths: for every sink, the path its files begin with.
+        frames_per_block: the most frames that come in one block.
+        rois: rectangles in detector pixels that tasks of the graph look at, by `task.roi`.
+    """
+
+    run: str
+    name: str
+    task: str = ""
+    node: str = "local"
+    rank: int = 0
+    nodes: int = 1
+    nb_frames: int = 0
+    detector: Mapping[str, Any] = field(default_factory=dict)
+    parameters: Parameters = field(default_factory=lambda: Parameters({}, {}, {}))
+    graph: str = ""
+    started: float = 0.0
+    paths: Mapping[str, str] = field(default_factory=dict)
+    frames_per_block: int = 1
+    rois: Mapping[str, tuple[int, int, int, int]] = field(default_factory=dict)
+
+
+class Task(Model, ABC):
+    """The base of every task."""
+
+    _spec: FrameSpec = PrivateAttr()
+    """What comes out; set by `prepare` of most tasks."""
+
+    @property
+    def group(self) -> int:
+        """Consecutive frames that must meet in one node (an accumulation of n needs n)."""
+        return 1
+
+    @abstractmethod
+    def prepare(self, spec: FrameSpec) -> FrameSpec:
+        """Check the parameters against what comes in; say what will come out.
+
+        Raises:
+            BadParameter: beginning with the field at fault: `by: cannot ...`.
+        """
+
+    def start(self, run: RunContext) -> None:
+        """Take what processing needs (files, memory); called once, after `prepare`."""
+        return
+
+    @abstractmethod
+    def process(self, block: Block) -> Block:
+        """One block in, the block of the same frames out.
+
+        The input is read-only. A task need not look at absences: what comes out for an absent
+        frame is never used, and a block without any data does not come here. Frames are made
+        absent by `block.refuse`.
+        """
+
+    def flush(self) -> None:
+        """Make everything given so far safe; only sinks have something to do."""
+        return
+
+    def finish(self) -> None:
+        """The last block has passed, or the run is given up: close what `start` opened."""
+        return
+
+
+class Sink(Task):
+    """A task that keeps frames: it hands its blocks on unchanged.
+
+    Every frame that comes, absent ones too, gets a row. The flow calls `write`, not `process`, and
+    reports a frame as saved only after `flush` has returned.
+    """
+
+    file: str
+    """Where its files begin; may contain {name}, {run}, {sink}. Relative to the output folder."""
+
+    @property
+    @abstractmethod
+    def files(self) -> list[str]:
+        """The paths of the files written so far by this node."""
+
+    @abstractmethod
+    def write(self, block: Block) -> int:
+        """Keep a block; return the row of its first frame (the others follow).
+
+        Raises:
+            StorageError: if it could not be written; its frames are then `not_saved`.
+        """
+
+    def process(self, block: Block) -> Block:
+        """Keep a block and hand it on."""
+        self.write(block)
+        return block
+
+
+def local_box(box: Roi, spec: FrameSpec, field_name: str) -> Roi:
+    """A rectangle of detector pixels as pixels of a product, exactly.
+
+    Args:
+        box: in detector pixels.
+        spec: of the product.
+        field_name: the parameter it came from, for the complaint.
+
+    Raises:
+        BadParameter: if the product has no place on the detector, or the rectangle does not lie
+            on whole pixels of it, or reaches outside.
+    """
+    if spec.kind != "dense" or spec.to_detector is None:
+        raise BadParameter(f"{field_name}: a {spec.kind} product has no pixels on the detector")
+    try:
+        local = spec.to_detector.local(box)
+    except NotOnPixels as error:
+        raise BadParameter(
+            f"{field_name}: {box} does not fall on whole pixels of the product, each of which is"
+            f" {abs(spec.to_detector.determinant):g} detector pixels; {error}"
+        ) from None
+    if not local.inside(spec.box):
+        seen = spec.to_detector.covered(spec.box)
+        raise BadParameter(
+            f"{field_name}: {box} lies outside the detector pixels seen here, {seen}"
+            " ([x, y, width, height])"
+        )
+    return local

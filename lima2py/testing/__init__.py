@@ -1,0 +1,1 @@
+"""Conformance suites and strategies, for us and for authors of plugins."""

@@ -1,0 +1,1 @@
+"""Blocks and commands between processes, over ZeroMQ and shared memory."""
