@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from enum import StrEnum
+from operator import ge
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import AfterValidator, Field
+from pydantic import BeforeValidator, Field
 
 from lima2py.geometry import Roi
 from lima2py.units import Model, Seconds, digest
@@ -28,15 +29,27 @@ class TriggerMode(StrEnum):
     """An electric signal that is high for as long as the detector shall expose."""
 
 
-def _positive_roi(box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-    if box[0] < 0 or box[1] < 0 or box[2] < 1 or box[3] < 1:
-        raise ValueError("should be x, y, width, height with x, y ≥ 0 and width, height ≥ 1")
-    return box
+def _whole_numbers(value: object, least: tuple[int, ...], meant: str) -> tuple[int, ...]:
+    """The value as whole numbers, as many as there are least ones and none below its own."""
+    if isinstance(value, (list, tuple)) and len(value) == len(least):
+        given = tuple(number for number in value if type(number) is int)
+        if len(given) == len(least) and all(map(ge, given, least)):
+            return given
+    raise ValueError(f"should be {meant}")
 
 
-RoiField = Annotated[tuple[int, int, int, int], AfterValidator(_positive_roi)]
+def _roi(value: object) -> tuple[int, ...]:
+    meant = "[x, y, width, height], whole numbers with x, y ≥ 0 and width, height ≥ 1"
+    return _whole_numbers(value, (0, 0, 1, 1), meant)
+
+
+def _binning(value: object) -> tuple[int, ...]:
+    return _whole_numbers(value, (1, 1), "[x, y], whole numbers of 1 or more")
+
+
+RoiField = Annotated[tuple[int, int, int, int], BeforeValidator(_roi)]
 """A rectangle as people write it: `[x, y, width, height]` in detector pixels."""
-BinningField = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+BinningField = Annotated[tuple[int, int], BeforeValidator(_binning)]
 """A binning as people write it: `[x, y]`."""
 
 
@@ -54,7 +67,7 @@ class Acquisition(Model):
     nb_frames_per_trigger: Annotated[int, Field(ge=1)] = 1
     """Frames after each software or external trigger."""
     roi: RoiField | None = None
-    """The part of the detector that is read out, `[x, y, width, height]`; all of it when not given."""
+    """The part that is read out, `[x, y, width, height]`; the whole detector when not given."""
     binning: BinningField = (1, 1)
     """Binning on the detector, `[x, y]`."""
 

@@ -204,11 +204,14 @@ class Detector(Model, ABC):
         """Make the hardware ready; return what it will really do.
 
         `capabilities` has been checked by then. The returned parameters may differ where the
-        hardware rounds (exposure in ticks of its clock).
+        hardware rounds (exposure in ticks of its clock). Plugins call this one first: it forgets
+        an earlier `stop`.
 
         Raises:
             DetectorError: if it cannot; nothing is left half prepared.
         """
+        self._stopping.clear()
+        return acquisition
 
     @abstractmethod
     def start(self) -> None:
@@ -268,6 +271,7 @@ class Detector(Model, ABC):
             info.dtype,
             bands=info.bands,
             to_detector=Affine.crop(box) @ Affine.bin(x, y),
+            detector_shape=info.shape,
         )
 
     def wait(self, until: float) -> bool:

@@ -3,7 +3,7 @@
     LimaError
      ├─ BadCommand        not now: the state, and what is possible in it
      ├─ BadParameter      where (file, task, field), what was given, what is allowed, a way out
-     │   └─ BadGraph      a graph that cannot work: unknown task or input, circle, shapes that do not fit
+     │   └─ BadGraph      a graph that cannot work: unknown task or input, circle, shapes
      ├─ DetectorError     the detector said no: which plugin, its words
      ├─ NodeError         a node is unreachable or failed: which node, what it said last
      ├─ ProtocolError     a message that is not ours, or not of this version
@@ -28,7 +28,7 @@ class BadCommand(LimaError):
 
 
 class BadParameter(LimaError):
-    """A value that cannot be accepted; the text says where it stands, what it was, what is allowed."""
+    """A value that cannot be accepted; the text says where, what it was, what is allowed."""
 
 
 class BadGraph(BadParameter):

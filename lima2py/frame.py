@@ -7,6 +7,7 @@ module changes once made; arrays are treated as read-only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
@@ -50,7 +51,7 @@ class Fate(IntEnum):
 
     @property
     def is_absent(self) -> bool:
-        """Whether a frame of this fate has no data though it was asked for (not saved, not rejected)."""
+        """Whether a frame of this fate is missing: neither saved nor rejected."""
         return self not in (Fate.SAVED, Fate.REJECTED)
 
 
@@ -100,6 +101,8 @@ class FrameSpec:
         dtype: of one element; a structured dtype for tables.
         to_detector: from the pixels here to those of the detector; None where there is no such map.
         labels: names of the rows of a table (its ROIs, say); empty where rows have no names.
+        detector_shape: `(height, width)` of the whole detector that `to_detector` leads to; None
+            if it is not known.
     """
 
     kind: Kind
@@ -107,6 +110,7 @@ class FrameSpec:
     dtype: np.dtype[Any]
     to_detector: Affine | None = None
     labels: tuple[str, ...] = ()
+    detector_shape: tuple[int, int] | None = None
 
     @classmethod
     def dense(
@@ -117,9 +121,14 @@ class FrameSpec:
         *,
         bands: int = 1,
         to_detector: Affine | None = None,
+        detector_shape: tuple[int, int] | None = None,
     ) -> FrameSpec:
-        """Images of `bands × height × width`; lying on the detector unless told otherwise."""
-        return cls("dense", (bands, height, width), np.dtype(dtype), to_detector or Affine())
+        """Images of `bands × height × width`; being the whole detector unless told otherwise."""
+        if to_detector is None:
+            to_detector = Affine()
+            detector_shape = detector_shape or (height, width)
+        shape = (bands, height, width)
+        return cls("dense", shape, np.dtype(dtype), to_detector, detector_shape=detector_shape)
 
     @property
     def bands(self) -> int:
@@ -149,7 +158,7 @@ class FrameSpec:
     @property
     def nbytes(self) -> int:
         """Bytes of one frame."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def saved_shape(self) -> tuple[int, ...]:
@@ -171,6 +180,7 @@ class FrameSpec:
             "dtype": dtype,
             "to_detector": self.to_detector and [list(row) for row in self.to_detector.matrix],
             "labels": list(self.labels),
+            "detector_shape": self.detector_shape and list(self.detector_shape),
         }
 
     @classmethod
@@ -180,12 +190,14 @@ class FrameSpec:
         if isinstance(dtype, list):
             dtype = [tuple(column) for column in dtype]
         matrix = values["to_detector"]
+        detector_shape = values["detector_shape"]
         return cls(
             values["kind"],
             tuple(values["shape"]),
             np.dtype(dtype),
             Affine.from_matrix(matrix) if matrix else None,
             tuple(values["labels"]),
+            tuple(detector_shape) if detector_shape else None,
         )
 
     def __str__(self) -> str:
@@ -228,14 +240,16 @@ class Block:
         absences: by offset in the block, for the frames that have no data.
         columns: per-frame values by name, arrays of length `count`: `timestamp` and what the
             detector adds.
+        origin: which acquisition node sent it, and in which epoch of the run.
     """
 
     spec: FrameSpec
     index: int
     count: int
     data: Array | None
-    absences: Mapping[int, Absence] = _NO_ABSENCES
+    absences: Mapping[int, Absence] = field(default_factory=lambda: _NO_ABSENCES)
     columns: Mapping[str, Array] = field(default_factory=dict)
+    origin: tuple[int, int] = (0, 0)
 
     @classmethod
     def absent(
@@ -255,6 +269,13 @@ class Block:
         return self.index + self.count
 
     @property
+    def pixels(self) -> Array:
+        """The data of a block that has some; such are all blocks that come to a task."""
+        if self.data is None:
+            raise ValueError(f"none of the frames {self.index} to {self.end - 1} has data")
+        return self.data
+
+    @property
     def present(self) -> NDArray[np.bool_]:
         """Which frames have data: booleans of length `count`."""
         mask = np.ones(self.count, dtype=bool)
@@ -264,22 +285,24 @@ class Block:
 
     def carry(self, spec: FrameSpec, data: Array | None) -> Block:
         """The same frames with other data: what a task gives for this block."""
-        return Block(spec, self.index, self.count, data, self.absences, self.columns)
+        return Block(spec, self.index, self.count, data, self.absences, self.columns, self.origin)
 
     def refuse(self, absences: Mapping[int, Absence]) -> Block:
         """The same frames, some of them now absent; a frame absent before keeps its first cause."""
         merged = {**absences, **self.absences}
         data = self.data if len(merged) < self.count else None
-        return Block(self.spec, self.index, self.count, data, merged, self.columns)
+        return Block(self.spec, self.index, self.count, data, merged, self.columns, self.origin)
+
+    def frame(self, offset: int) -> Frame:
+        """One of the frames, a view of the block's data."""
+        times = self.columns.get("timestamp")
+        time = float("nan") if times is None else float(times[offset])
+        absence = self.absences.get(offset)
+        if absence is not None or self.data is None:
+            return Frame(self.index + offset, None, absence, time)
+        data = self.data[offset].reshape(self.spec.saved_shape)
+        return Frame(self.index + offset, data, None, time)
 
     def frames(self) -> Iterator[Frame]:
-        """The frames one by one, each a view of the block's data."""
-        times = self.columns.get("timestamp")
-        for offset in range(self.count):
-            time = float("nan") if times is None else float(times[offset])
-            absence = self.absences.get(offset)
-            if absence is not None or self.data is None:
-                yield Frame(self.index + offset, None, absence, time)
-            else:
-                data = self.data[offset].reshape(self.spec.saved_shape)
-                yield Frame(self.index + offset, data, None, time)
+        """The frames one by one."""
+        return map(self.frame, range(self.count))

@@ -46,7 +46,7 @@ class Roi(NamedTuple):
 
 
 class NotOnPixels(ValueError):
-    """A rectangle that does not fall on whole pixels; `nearest` is the smallest one around it that does."""
+    """A rectangle not on whole pixels; `nearest` is the smallest one around it that is."""
 
     def __init__(self, nearest: Roi):
         super().__init__(f"the nearest that does is {nearest}")
@@ -154,7 +154,7 @@ class Affine:
         return self.a * self.e - self.b * self.d
 
     def covered(self, box: Roi) -> Roi:
-        """The rectangle of detector pixels under a rectangle of pixels here (integer, axis-parallel maps)."""
+        """The rectangle of detector pixels under one of pixels here (axis-parallel maps only)."""
         x0, y0 = self(box.x, box.y)
         x1, y1 = self(box.x + box.width, box.y + box.height)
         x, y = min(x0, x1), min(y0, y1)

@@ -30,9 +30,9 @@ from lima2py.frame import FrameSpec
 from lima2py.units import Bytes, Model, as_size
 
 PAGE = mmap.PAGESIZE
-BLOCK_BYTES = 2 * 2**20
+BLOCK_BYTES = 8 * 2**20
 """Small frames are gathered into blocks of up to about this size."""
-MAX_FRAMES_PER_BLOCK = 1024
+MAX_FRAMES_PER_BLOCK = 256
 
 
 class MemorySettings(Model):
@@ -75,7 +75,7 @@ class Buffer:
         self._fd = fd
 
     def close(self) -> None:
-        """Let go of it; the memory itself lives on while an array of it does. May be called twice."""
+        """Let go of it; the memory lives on while an array of it does. May be called twice."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
@@ -111,7 +111,9 @@ class Heap(Allocator):
         """See `Allocator`."""
         check_available(nbytes)
         try:
-            region = mmap.mmap(-1, _pages(nbytes))
+            region = mmap.mmap(
+                -1, _pages(nbytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+            )
         except OSError as error:
             raise _no_memory(nbytes, error) from None
         return Buffer(np.frombuffer(region, np.uint8))
@@ -136,7 +138,7 @@ class Shared(Allocator):
 
 
 class Placed(Allocator):
-    """Memory of another allocator, locked into memory or bound to a NUMA node as the settings say."""
+    """Memory of another allocator, locked or bound to a NUMA node as the settings say."""
 
     def __init__(self, inner: Allocator, settings: MemorySettings):
         self._inner = inner
@@ -220,7 +222,7 @@ def numa_nodes() -> list[int]:
 
 @cache
 def host_identity() -> str:
-    """What two processes must have in common to share memory: the boot and the process namespace."""
+    """What two processes that share memory have in common: boot and process namespace."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{boot}:{os.stat('/proc/self/ns/pid').st_ino}"
 
@@ -301,6 +303,7 @@ class Ring:
         self.shape = shape
         self.buffer = allocator.allocate(shape.nbytes)
         self._free = deque(range(shape.slots))
+        self._views = slot_views(self.buffer, spec, shape)
         self.peak = 0
 
     def take(self) -> int | None:
@@ -326,18 +329,19 @@ class Ring:
 
     def view(self, slot: int) -> NDArray[Any]:
         """The frames of a slot: array `(frames, *spec.shape)`."""
-        return slot_view(self.buffer, self.spec, self.shape, slot)
+        return self._views[slot]
 
     def close(self) -> None:
         """Let go of the memory; may be called twice."""
+        self._views = []
         self.buffer.close()
 
 
-def slot_view(buffer: Buffer, spec: FrameSpec, shape: RingShape, slot: int) -> NDArray[Any]:
-    """The frames of one slot of a ring: array `(shape.frames, *spec.shape)`."""
-    start = slot * shape.stride
-    content = buffer.bytes[start : start + shape.frames * spec.nbytes]
-    return content.view(spec.dtype).reshape(shape.frames, *spec.shape)
+def slot_views(buffer: Buffer, spec: FrameSpec, shape: RingShape) -> list[NDArray[Any]]:
+    """The frames of every slot of a ring: arrays `(shape.frames, *spec.shape)`."""
+    used = shape.frames * spec.nbytes
+    slots = buffer.bytes[: shape.nbytes].reshape(shape.slots, shape.stride)[:, :used]
+    return [slot.view(spec.dtype).reshape(shape.frames, *spec.shape) for slot in slots]
 
 
 def _pages(nbytes: int) -> int:

@@ -52,7 +52,7 @@ def load(group: str, name: str, base: type, where: str) -> type:
         raise BadParameter(f'{where}: there is no {what} "{name}"{did_you_mean(name, points)}')
     try:
         loaded = points[name].load()
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:
         raise BadParameter(
             f'{where}: "{name}" ({points[name].value}) cannot be imported: {error}'
         ) from error

@@ -32,7 +32,11 @@ def _looks_like_a_path(path: str) -> str:
     return path
 
 
-InputFile = Annotated[str, AfterValidator(_looks_like_a_path)]
+class ReadByTask:
+    """Marks text that is the path of a file a task reads (`InputFile`)."""
+
+
+InputFile = Annotated[str, AfterValidator(_looks_like_a_path), ReadByTask()]
 """The path of a file a task reads; in a graph file it is relative to the graph file."""
 
 
@@ -157,17 +161,23 @@ def local_box(box: Roi, spec: FrameSpec, field_name: str) -> Roi:
     """
     if spec.kind != "dense" or spec.to_detector is None:
         raise BadParameter(f"{field_name}: a {spec.kind} product has no pixels on the detector")
+    if spec.detector_shape is not None:
+        height, width = spec.detector_shape
+        if not box.inside(Roi(0, 0, width, height)):
+            raise BadParameter(
+                f"{field_name}: {box} ([x, y, width, height]) reaches outside the detector, which"
+                f" has {width} × {height} pixels (width × height)"
+            )
+    seen = spec.to_detector.covered(spec.box)
+    if not box.inside(seen):
+        raise BadParameter(
+            f"{field_name}: {box} ([x, y, width, height] in detector pixels) reaches outside the"
+            f" part of the detector seen here, {seen}; take it from before the crop, or crop less"
+        )
     try:
-        local = spec.to_detector.local(box)
+        return spec.to_detector.local(box)
     except NotOnPixels as error:
         raise BadParameter(
             f"{field_name}: {box} does not fall on whole pixels of the product, each of which is"
             f" {abs(spec.to_detector.determinant):g} detector pixels; {error}"
         ) from None
-    if not local.inside(spec.box):
-        seen = spec.to_detector.covered(spec.box)
-        raise BadParameter(
-            f"{field_name}: {box} lies outside the detector pixels seen here, {seen}"
-            " ([x, y, width, height])"
-        )
-    return local

@@ -11,10 +11,12 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from lima2py.errors import BadParameter, did_you_mean
 
@@ -28,7 +30,7 @@ LENGTH_UNITS = {"nm": 1e-9, "um": 1e-6, "µm": 1e-6, "mm": 1e-3, "cm": 1e-2, "m"
 _QUANTITY = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([A-Za-zµ]+)\s*\Z")
 
 
-def _quantity(text: str, units: Mapping[str, float], what: str) -> float:
+def _quantity(text: str, units: Mapping[str, float], what: str) -> Decimal:
     found = _QUANTITY.match(text)
     if found is None or found[2] not in units:
         example = {"time": "200 ms", "size": "2 GiB", "length": "75 um"}[what]
@@ -36,12 +38,14 @@ def _quantity(text: str, units: Mapping[str, float], what: str) -> float:
             f"is not a {what}: write a plain number or one with a unit"
             f" ({', '.join(units)}), for instance {example}"
         )
-    return float(found[1]) * units[found[2]]
+    if math.isinf(float(found[1])):
+        raise ValueError(f"is too large for a {what}")
+    return Decimal(found[1]) * Decimal(str(units[found[2]]))  # 9 ms is the float 0.009
 
 
 def seconds(value: object) -> object:
     """A time as text (`"200 ms"`) in seconds; anything else is handed on for the model to judge."""
-    return _quantity(value, TIME_UNITS, "time") if isinstance(value, str) else value
+    return float(_quantity(value, TIME_UNITS, "time")) if isinstance(value, str) else value
 
 
 def size_in_bytes(value: object) -> object:
@@ -56,7 +60,7 @@ def size_in_bytes(value: object) -> object:
 
 def metres(value: object) -> object:
     """A length as text (`"75 um"`) in metres; anything else is handed on for the model to judge."""
-    return _quantity(value, LENGTH_UNITS, "length") if isinstance(value, str) else value
+    return float(_quantity(value, LENGTH_UNITS, "length")) if isinstance(value, str) else value
 
 
 Seconds = Annotated[float, BeforeValidator(seconds), Field(allow_inf_nan=False)]
@@ -119,13 +123,14 @@ def digest(values: object) -> str:
 
 def explain(error: ValidationError, where: str, model: type[BaseModel]) -> str:
     """Pydantic's complaints as lines for a person: where, what was given, what is allowed."""
-    known = {field.alias or name for name, field in model.model_fields.items()}
     lines = []
     for problem in error.errors(include_url=False):
         path = ".".join(str(step) for step in problem["loc"])
         at = f"{where}, {path}" if path else where
         if problem["type"] == "extra_forbidden":
-            lines.append(f"{at}: there is no such field{did_you_mean(path, known)}")
+            *above, name = problem["loc"]
+            hint = did_you_mean(str(name), _fields_at(model, above))
+            lines.append(f"{at}: there is no such field{hint}")
         elif problem["type"] == "missing":
             lines.append(f"{at}: is required and was not given")
         else:
@@ -133,6 +138,22 @@ def explain(error: ValidationError, where: str, model: type[BaseModel]) -> str:
             message = message.replace("Input should be", "should be")
             lines.append(f"{at}: {message}; given: {_short(problem['input'])}")
     return "\n".join(lines)
+
+
+def _fields_at(model: type[BaseModel], path: Iterable[int | str]) -> set[str]:
+    """Names of the fields at a place of a model, as a person writes them."""
+    fields = _fields(model)
+    for step in path:  # a step that is no field is a position in a list, or a key
+        if step in fields:
+            fields = _fields(fields[str(step)].annotation)
+    return set(fields)
+
+
+def _fields(hint: Any) -> dict[str, FieldInfo]:
+    """The fields of the models that stand in a type: of B in `tuple[B, ...] | None`."""
+    if isinstance(hint, type) and issubclass(hint, BaseModel):
+        return {field.alias or name: field for name, field in hint.model_fields.items()}
+    return {name: field for part in get_args(hint) for name, field in _fields(part).items()}
 
 
 def _short(value: object) -> str:

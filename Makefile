@@ -1,0 +1,63 @@
+# make test    all checks, as the continuous integration runs them
+# make demo    one run on the built-in simulator: a report, NeXus files and a picture
+#
+# Both need Python 3.11 or newer, make and a network to install from; everything goes into .venv.
+
+.PHONY: help test demo docs bench clean
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
+NAME := first_light_$(shell date +%Y%m%d_%H%M%S)
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+	@echo 'make docs    the documents as HTML'
+	@echo 'make bench   the benchmarks'
+	@echo 'make clean   delete what was built here'
+
+$(VENV)/made:
+	@for python in python3 python3.11 python3.12 python3.13 python3.14; do \
+	    if $$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	        $$python -m venv $(VENV) && touch $@ && exit; \
+	    fi; \
+	done; \
+	echo 'lima2py needs Python 3.11 or newer with its venv module, and found none as python3,' >&2; \
+	echo 'python3.11 ...; on Debian and Ubuntu: apt install python3 python3-venv' >&2; exit 1
+
+$(VENV)/all: $(VENV)/made pyproject.toml
+	@echo 'installing into $(VENV), about a minute'
+	@$(INSTALL) '.[all]'
+	@touch $@
+
+$(VENV)/dev: $(VENV)/made pyproject.toml
+	@echo 'installing into $(VENV), some minutes'
+	@$(INSTALL) '.[dev]'
+	@touch $(VENV)/all $@
+
+test: $(VENV)/dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/sphinx-build -q -n -W --keep-going docs docs/_build
+	$(BIN)/python -m pytest
+
+demo: $(VENV)/all
+	@$(BIN)/lima2py run first_light --processing-nodes 2 --nb-frames 500 --expo-time '2 ms' \
+	    --output demo --name $(NAME)
+	@echo 'NeXus file: demo/$(NAME)_raw_master.h5'
+	@echo "picture:    $$($(BIN)/lima2py show demo/$(NAME)_raw_master.h5 --sum --png demo/$(NAME).png)"
+
+docs: $(VENV)/dev
+	$(BIN)/python docs/generate.py
+	$(BIN)/sphinx-build -q -n -W --keep-going docs docs/_build
+	@echo 'read docs/_build/index.html'
+
+bench: $(VENV)/dev
+	$(BIN)/python benchmarks
+
+clean:
+	rm -rf $(VENV) build docs/_build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

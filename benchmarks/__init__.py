@@ -1,0 +1,1 @@
+"""Measurements, each a ratio against a limit found in the same run."""

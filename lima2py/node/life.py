@@ -1,0 +1,155 @@
+"""The life of a run: its states, and the one table of commands that lead from state to state.
+
+    IDLE ──prepare──► PREPARED ──start──► RUNNING ──stop──► STOPPING
+      ▲                  │                   │                  │
+      └──────reset───────┘                   └──────finish──────┴──► IDLE
+                     any state ──fail──► FAULT ──reset──► IDLE
+
+Nothing else sets a state. *How* a run ended, its `Outcome`, is kept apart from *where* it is. Work
+that may be refused is done before a command is given here: then a refusal leaves the state as it
+was. No command waits for the run's thread; the thread's last act is `finish` or `fail`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+from enum import Enum
+from typing import NamedTuple
+
+from transitions import MachineError
+from transitions.extensions import LockedMachine
+
+from lima2py.errors import BadCommand
+
+
+class State(Enum):
+    """Where a run is."""
+
+    IDLE = "idle"
+    PREPARED = "prepared"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    FAULT = "fault"
+
+
+class Outcome(Enum):
+    """How a run ended."""
+
+    COMPLETED = "completed"
+    STOPPED = "stopped"
+    ABORTED = "aborted"
+    FAILED = "failed"
+
+
+_ALL = [State.IDLE, State.PREPARED, State.RUNNING, State.STOPPING, State.FAULT]
+
+TRANSITIONS: list[tuple[str, list[State], State]] = [
+    # command    from                                               to
+    ("prepare", [State.IDLE, State.PREPARED], State.PREPARED),
+    ("start", [State.PREPARED], State.RUNNING),
+    ("stop", [State.RUNNING, State.STOPPING], State.STOPPING),
+    ("finish", [State.RUNNING, State.STOPPING], State.IDLE),
+    ("fail", _ALL, State.FAULT),
+    ("reset", [State.IDLE, State.PREPARED, State.FAULT], State.IDLE),
+]
+"""Every command, the states it is allowed in, and the state it leads to."""
+
+
+class Event(NamedTuple):
+    """One line of a life's story."""
+
+    time: float
+    before: State
+    command: str
+    after: State
+
+
+class Life:
+    """One life, moved by commands only; safe to use from several threads.
+
+    Args:
+        who: whose life, for the complaints: `acquisition node acq0`.
+    """
+
+    state: State
+
+    def __init__(self, who: str):
+        self.who = who
+        self.story: list[Event] = []
+        self._changed = threading.Condition()
+        self._machine = LockedMachine(
+            model=self,
+            states=State,
+            initial=State.IDLE,
+            transitions=[
+                {"trigger": command, "source": sources, "dest": target}
+                for command, sources, target in TRANSITIONS
+            ],
+            auto_transitions=False,
+            model_override=True,
+            send_event=False,
+        )
+
+    def do(self, command: str) -> None:
+        """Obey a command.
+
+        Raises:
+            BadCommand: naming the state and what is possible in it.
+        """
+        with self._changed:
+            before = self.state
+            try:
+                self._machine.events[command].trigger(self)
+            except MachineError:
+                raise BadCommand(self.refusal(command)) from None
+            self.story.append(Event(time.time(), before, command, self.state))
+            self._changed.notify_all()
+
+    def check(self, command: str) -> None:
+        """Refuse a command that `do` would refuse, before work is done for it.
+
+        Raises:
+            BadCommand: naming the state and what is possible in it.
+        """
+        if command not in allowed(self.state):
+            raise BadCommand(self.refusal(command))
+
+    def refusal(self, command: str) -> str:
+        """Why a command is not possible now."""
+        can = ", ".join(allowed(self.state))
+        return f"{self.who} cannot {command} while {self.state.value}; it can: {can}"
+
+    def wait(self, states: Iterable[State], timeout: float | None = None) -> bool:
+        """Wait until the state is one of some; whether it came to that in time."""
+        wanted = frozenset(states)
+        with self._changed:
+            return self._changed.wait_for(lambda: self.state in wanted, timeout)
+
+
+def allowed(state: State) -> list[str]:
+    """The commands a state allows, `fail` left out: nobody asks for it."""
+    return [
+        command for command, sources, _ in TRANSITIONS if state in sources and command != "fail"
+    ]
+
+
+def aggregate(states: Iterable[State]) -> State:
+    """The one state that stands for several: the worst, then the busiest."""
+    found = set(states)
+    for state in (State.FAULT, State.STOPPING, State.RUNNING):
+        if state in found:
+            return state
+    return State.PREPARED if found == {State.PREPARED} else State.IDLE
+
+
+def diagram() -> str:
+    """The table as a Mermaid state diagram."""
+    lines = ["stateDiagram-v2", "    [*] --> idle"]
+    lines += [
+        f"    {source.value} --> {target.value}: {command}"
+        for command, sources, target in TRANSITIONS
+        for source in sources
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,163 @@
+"""A node: the part that acquisition and processing nodes share. Names, sockets, taps.
+
+A node can live in a process of its own (`serve`) or inside the user's (a session without nodes).
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import zmq
+
+from lima2py.errors import BadCommand, BadParameter, did_you_mean
+from lima2py.memory import MemorySettings, host_identity
+from lima2py.node.run import Run
+from lima2py.tasks.tap import Tap
+from lima2py.transport.sockets import PrivateFolder, new_context
+
+PATIENCE = 3.0
+"""Seconds a run is given to close its files when its node is closed."""
+
+
+class Node(ABC):
+    """The base of both kinds of node.
+
+    Args:
+        name: what it is called.
+        folder: where its local sockets lie.
+        host: the name or address other hosts reach this one by; None keeps everything local.
+        isolated: behave as if alone on a host: share no memory, use no local socket.
+
+    Attributes:
+        identity: what two nodes must have in common to share memory.
+        incarnation: id of this start of the node.
+        isolated: see above.
+    """
+
+    kind: str
+
+    def __init__(
+        self,
+        name: str,
+        folder: PrivateFolder | None = None,
+        host: str | None = None,
+        isolated: bool = False,
+    ):
+        self.name = name
+        self.incarnation = uuid.uuid4().hex
+        self.identity = f"isolated:{self.incarnation}" if isolated else host_identity()
+        self.context: zmq.Context[zmq.Socket[bytes]] = new_context()
+        self._folder = folder
+        self._own_folder = folder is None
+        self._host = host
+        self.isolated = isolated
+        self._closing = threading.Lock()
+
+    @property
+    def who(self) -> str:
+        """For messages: `processing node proc0`."""
+        return f"{self.kind} node {self.name}"
+
+    def addresses(self, purpose: str) -> list[str]:
+        """Fresh addresses to listen at: local, and on the network if the system spans hosts."""
+        found = []
+        if not self.isolated or self._host is None:
+            if self._folder is None:
+                self._folder = PrivateFolder()
+            found.append(self._folder.address(f"{self.name}-{purpose}-{uuid.uuid4().hex[:8]}"))
+        if self._host is not None:
+            found.append(f"tcp://{self._host}:*")
+        return found
+
+    @property
+    @abstractmethod
+    def runs(self) -> Mapping[str, Run]:
+        """The runs it knows, by id."""
+
+    def run(self, run: str) -> Run:
+        """One of its runs.
+
+        Raises:
+            BadCommand: if it does not know it.
+        """
+        if run not in self.runs:
+            raise BadCommand(f"{self.who} has no run {run[:8]}")
+        return self.runs[run]
+
+    def commands(self) -> dict[str, Callable[..., Any]]:
+        """What it can be told, one after the other."""
+        return {"start": self.start, "reset": self.reset}
+
+    def quick(self) -> dict[str, Callable[..., Any]]:
+        """What it answers at once, whatever else it does."""
+        return {"status": self.status, "tap": self.tap, "describe": self.describe}
+
+    def start(self, run: str) -> None:
+        """Let a prepared run go."""
+        self.run(run).start()
+
+    def reset(self, run: str) -> None:
+        """Give up a prepared run, or forget one that has ended or is not known."""
+        if run in self.runs:
+            self.runs[run].reset()
+
+    def status(self, run: str) -> dict[str, Any]:
+        """Where a run is."""
+        return self.run(run).status()
+
+    def describe(self) -> dict[str, Any]:
+        """Who this is."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "identity": self.identity,
+            "incarnation": self.incarnation,
+        }
+
+    def tap(self, run: str, task: str, after: int) -> dict[str, Any]:
+        """The frames a tap has kept since: see `Tap.recent`.
+
+        Raises:
+            BadParameter: if the graph has no such tap.
+        """
+        taps = self.run(run).plan.taps
+        if task not in taps:
+            raise BadParameter(f'tap "{task}": the graph has no such tap{did_you_mean(task, taps)}')
+        return read_tap(taps[task], after)
+
+    def apply(self, memory: MemorySettings) -> None:
+        """Bind this process to the processors it shall use."""
+        memory.apply_affinity()
+
+    def close(self) -> None:
+        """End every run and close everything; may be called twice."""
+        with self._closing:
+            for run in self.runs.values():
+                run.abandon(PATIENCE)
+            self.context.term()
+            if self._own_folder and self._folder is not None:
+                self._folder.close()
+
+
+def read_tap(tap: Tap, after: int) -> dict[str, Any]:
+    """What a tap has kept since, as plain values with the pixels as bytes."""
+    ended = tap.ended  # before the frames: none can come after it
+    return {
+        "ended": ended,
+        "frames": [
+            {
+                "serial": kept.serial,
+                "index": kept.frame.index,
+                "timestamp": kept.frame.timestamp,
+                "absence": kept.frame.absence,
+                "dtype": kept.frame.data.dtype.descr if kept.frame.data is not None else None,
+                "shape": kept.frame.data.shape if kept.frame.data is not None else None,
+                "data": kept.frame.data.tobytes() if kept.frame.data is not None else None,
+            }
+            for kept in tap.recent(after)
+        ],
+    }

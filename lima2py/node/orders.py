@@ -1,0 +1,137 @@
+"""What nodes are told and what they answer when a run is prepared.
+
+session ── AcquisitionOrder ──► acquisition node ── AcquisitionReady ──► session
+session ── ProcessingOrder ───► processing node  ── ProcessingReady ───► session
+session ── ConnectOrder ──────► acquisition node
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from lima2py.acquisition import Parameters
+from lima2py.memory import Handle, RingShape
+from lima2py.task import RunContext
+
+
+class GraphText(msgspec.Struct, frozen=True):
+    """A graph as text, enough to build it again in another process."""
+
+    text: str
+    where: str
+    base: str
+
+
+class DetectorOrder(msgspec.Struct, frozen=True):
+    """Which detector to open: what `open_detector` takes."""
+
+    name: str
+    overrides: dict[str, Any]
+    base: str
+
+
+class AcquisitionOrder(msgspec.Struct, frozen=True):
+    """What an acquisition node needs to know of a run.
+
+    `nodes` is the number of processing nodes; with 0 the graph runs in the acquisition node itself.
+    Node `rank` of `size` delivers its share of the frames; the one of rank 0 keeps the books.
+    """
+
+    run: str
+    name: str
+    output: str
+    graph: GraphText
+    detector: DetectorOrder
+    requested: dict[str, Any]
+    memory: dict[str, Any]
+    nodes: int
+    rank: int = 0
+    size: int = 1
+
+
+class AcquisitionReady(msgspec.Struct, frozen=True):
+    """What the processing nodes need to know of an acquisition node."""
+
+    rank: int
+    host: str
+    addresses: list[str]
+    spec: dict[str, Any]
+    ring: RingShape
+    handle: Handle | None
+    group: int
+    tracks: int
+    paths: dict[str, str]
+    parameters: Parameters
+    detector: dict[str, Any]
+    rois: dict[str, tuple[int, int, int, int]]
+    plan: str
+    taps: list[str]
+    started: float
+
+
+class ProcessingOrder(msgspec.Struct, frozen=True):
+    """What a processing node needs to know of a run."""
+
+    run: str
+    name: str
+    graph: GraphText
+    rank: int
+    nodes: int
+    senders: list[AcquisitionReady]
+
+
+class ProcessingReady(msgspec.Struct, frozen=True):
+    """What acquisition nodes need to know of a processing node; it maps the rings of `shared`."""
+
+    rank: int
+    name: str
+    host: str
+    incarnation: str
+    addresses: list[str]
+    credits: int
+    shared: list[int]
+    files: dict[str, list[str]]
+
+
+class ConnectOrder(msgspec.Struct, frozen=True):
+    """Whom an acquisition node feeds, and where the first one takes the accounts of the others."""
+
+    receivers: list[ProcessingReady]
+    books: list[str]
+    books_host: str
+
+
+def context_of(
+    lead: AcquisitionReady, order: ProcessingOrder | AcquisitionOrder, node: str
+) -> RunContext:
+    """What the tasks of one node are told about the run.
+
+    Args:
+        lead: what the acquisition node of rank 0 answered.
+        order: what the node was told.
+        node: its name.
+    """
+    here = isinstance(order, AcquisitionOrder)
+    return RunContext(
+        run=order.run,
+        name=order.name,
+        node=node,
+        rank=0 if here else order.rank,
+        nodes=1 if here else order.nodes,
+        nb_frames=lead.parameters.hardware["acquisition"]["nb_frames"],
+        detector=lead.detector,
+        parameters=lead.parameters,
+        graph=order.graph.text,
+        started=lead.started,
+        paths=lead.paths,
+        frames_per_block=lead.ring.frames,
+        rois=lead.rois,
+    )
+
+
+def pick_address(addresses: list[str], same_host: bool) -> str:
+    """The address to use among those a peer listens at: the local one where it can be reached."""
+    wanted = "ipc:" if same_host else "tcp:"
+    return next((address for address in addresses if address.startswith(wanted)), addresses[0])

@@ -1,0 +1,171 @@
+"""A processing node: pulls blocks and runs them through the graph; several runs at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from lima2py.errors import BadCommand
+from lima2py.frame import FrameSpec
+from lima2py.graph.definition import GraphDefinition, parse_graph
+from lima2py.graph.flow import Flow
+from lima2py.graph.plan import Plan
+from lima2py.node.life import Outcome
+from lima2py.node.node import Node
+from lima2py.node.orders import (
+    GraphText,
+    ProcessingOrder,
+    ProcessingReady,
+    context_of,
+    pick_address,
+)
+from lima2py.node.run import Run
+from lima2py.transport.pull import Pull, Sender
+
+KEPT_RUNS = 4
+"""Runs that have ended and can still be asked for their taps and state."""
+MAX_CREDITS = 64
+
+
+class ProcessingRun(Run):
+    """Pull → graph."""
+
+    def __init__(self, order: ProcessingOrder, node: ProcessingNode):
+        graph = read_graph(order.graph)
+        lead = order.senders[0]
+        spec = FrameSpec.from_plain(lead.spec)
+        super().__init__(order.run, node.who, Plan.make(graph, spec))
+        self.rank = order.rank
+        slots = min(sender.ring.slots for sender in order.senders)
+        self.credits = max(2, min(MAX_CREDITS, slots // order.nodes))
+        senders = [
+            Sender(
+                ready.rank,
+                pick_address(ready.addresses, ready.host == node.identity),
+                ready.ring,
+                ready.handle,
+            )
+            for ready in order.senders
+        ]
+        self.pull = Pull(
+            node.context,
+            order.run,
+            order.rank,
+            node.incarnation,
+            spec,
+            senders,
+            node.addresses("frames"),
+            self.credits * len(senders),
+            share_memory=not node.isolated,
+        )
+        try:
+            context = context_of(lead, order, node.name)
+            self.flow = Flow(self.plan, context, max(1, self.credits // 2))
+            self.life.do("prepare")
+        except BaseException:
+            self.pull.close()
+            raise
+
+    def loop(self) -> Outcome:
+        """Blocks through the graph until every acquisition node has said its end."""
+        for block in self.pull:
+            if block is not None:
+                self.flow.process(block)
+            if done := self.flow.collect(idle=block is None):
+                self.pull.acknowledge(done)
+        self.pull.acknowledge(self.flow.finish())
+        self.errors += [f"{self.who}: {text}" for text in self.flow.errors]
+        self.pull.farewell(self.flow.files, self.errors)
+        if self.pull.discarded:
+            return Outcome.ABORTED
+        return Outcome.FAILED if self.flow.failures else Outcome.COMPLETED
+
+    def status(self) -> dict[str, Any]:
+        """See `Run.status`."""
+        return {
+            **self._common_status(),
+            "frames": self.flow.frames,
+            "failures": self.flow.failures,
+            "refused": self.pull.refused,
+        }
+
+    def discard(self) -> None:
+        """See `Run.discard`."""
+        self.pull.stop()
+
+    def close(self) -> None:
+        """See `Run.close`."""
+        self.flow.finish()
+        self.pull.close()
+
+
+class ProcessingNode(Node):
+    """Hosts processing runs."""
+
+    kind = "processing"
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._runs: dict[str, ProcessingRun] = {}
+
+    @property
+    def runs(self) -> Mapping[str, ProcessingRun]:
+        """See `Node.runs`."""
+        return self._runs
+
+    def commands(self) -> dict[str, Callable[..., Any]]:
+        """See `Node.commands`."""
+        return {**super().commands(), "prepare": self.prepare, "abort": self.abort}
+
+    def quick(self) -> dict[str, Callable[..., Any]]:
+        """See `Node.quick`."""
+        return {**super().quick(), "source_lost": self.source_lost}
+
+    def prepare(self, order: dict[str, Any]) -> dict[str, Any]:
+        """Make ready for a run: `ProcessingOrder` in, `ProcessingReady` out.
+
+        Raises:
+            BadCommand: if the run is known already.
+            BadParameter: if the graph cannot work.
+            StorageError: if a file cannot be made.
+        """
+        told = msgspec.convert(order, ProcessingOrder)
+        if told.run in self._runs:
+            raise BadCommand(f"{self.who} has run {told.run[:8]} already")
+        self._forget()
+        run = ProcessingRun(told, self)
+        self._runs[told.run] = run
+        ready = ProcessingReady(
+            told.rank,
+            self.name,
+            self.identity,
+            self.incarnation,
+            run.pull.addresses,
+            run.credits,
+            run.pull.shared,
+            run.flow.files,
+        )
+        plain = msgspec.to_builtins(ready)
+        assert isinstance(plain, dict)  # noqa: S101 - for the type checker
+        return plain
+
+    def abort(self, run: str) -> None:
+        """Discard what a run has not done yet."""
+        if run in self._runs:
+            self._runs[run].discard()
+
+    def source_lost(self, run: str, rank: int) -> None:
+        """An acquisition node is dead: do not wait for its end."""
+        self._runs[run].pull.lose(rank)
+
+    def _forget(self) -> None:
+        ended = [name for name, run in self._runs.items() if not run.living]
+        for name in ended[: max(0, len(ended) - KEPT_RUNS + 1)]:
+            del self._runs[name]
+
+
+def read_graph(graph: GraphText) -> GraphDefinition:
+    """The definition of a graph that came as text."""
+    return parse_graph(graph.text, graph.where, graph.base)

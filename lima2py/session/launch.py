@@ -1,0 +1,209 @@
+"""Handles on nodes: one in this process, one started on this host, one somebody else started."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from lima2py.errors import LimaError, NodeError
+from lima2py.node.node import Node
+from lima2py.transport.rpc import Client
+from lima2py.transport.sockets import PrivateFolder
+
+START_TIMEOUT = 60.0
+"""Seconds a node process may take to answer for the first time."""
+
+
+class Handle(ABC):
+    """What a session holds of a node.
+
+    Attributes:
+        name: of the node.
+        rank: its number among the nodes of its kind.
+    """
+
+    name: str
+    rank: int
+
+    @abstractmethod
+    def call(self, command: str, *, timeout: float = 30.0, **parameters: Any) -> Any:
+        """Tell the node something and wait for its answer.
+
+        Raises:
+            LimaError: what the node raised; `NodeError` if it is dead or silent.
+        """
+
+    @abstractmethod
+    def look(self, command: str, *, timeout: float = 5.0, **parameters: Any) -> Any:
+        """Like `call`, for questions answered at once; never waits behind a `call`."""
+
+    def check_alive(self) -> None:
+        """Raise `NodeError`, with its last words, if the node is known to be dead."""
+        return
+
+    @abstractmethod
+    def close(self) -> None:
+        """End the node if it is ours, and let go of it; may be called twice."""
+
+
+class Inside(Handle):
+    """A node in this process."""
+
+    def __init__(self, node: Node):
+        self.name = node.name
+        self.rank = 0
+        self._node = node
+
+    def call(self, command: str, *, timeout: float = 30.0, **parameters: Any) -> Any:
+        """See `Handle.call`."""
+        return {**self._node.commands(), **self._node.quick()}[command](**parameters)
+
+    def look(self, command: str, *, timeout: float = 5.0, **parameters: Any) -> Any:
+        """See `Handle.look`."""
+        return self._node.quick()[command](**parameters)
+
+    def close(self) -> None:
+        """See `Handle.close`."""
+        self._node.close()
+
+
+class Remote(Handle):
+    """A node behind a command socket, started by somebody else."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], name: str, rank: int, address: str):
+        self.name = name
+        self.rank = rank
+        self._caller = Client(context, address, name)
+        self._looker = Client(context, address, name)
+
+    def call(self, command: str, *, timeout: float = 30.0, **parameters: Any) -> Any:
+        """See `Handle.call`."""
+        return self._caller.call(command, timeout=timeout, alive=self.check_alive, **parameters)
+
+    def look(self, command: str, *, timeout: float = 5.0, **parameters: Any) -> Any:
+        """See `Handle.look`."""
+        return self._looker.call(command, timeout=timeout, alive=self.check_alive, **parameters)
+
+    def close(self) -> None:
+        """See `Handle.close`."""
+        self._caller.close()
+        self._looker.close()
+
+
+class Child(Remote):
+    """A node in a process of its own on this host, which ends with this one.
+
+    Args:
+        context: of ZeroMQ.
+        kind: `acquisition` or `processing`.
+        name: of the node.
+        rank: among the nodes of its kind.
+        folder: for the sockets and the node's log.
+        host: name by which other hosts reach it, if the system spans several.
+        isolated: see `Node`.
+    """
+
+    def __init__(
+        self,
+        context: zmq.Context[zmq.Socket[bytes]],
+        kind: str,
+        name: str,
+        rank: int,
+        folder: PrivateFolder,
+        host: str | None = None,
+        isolated: bool = False,
+    ):
+        address = folder.address(f"{name}-{time.monotonic_ns():x}")
+        self._log = folder.path / f"{name}.log"
+        command = [sys.executable, "-m", "lima2py.node.serve", kind, name, address]
+        command += ["--folder", str(folder.path)]
+        if host is not None:
+            command += ["--host", host]
+        if isolated:
+            command.append("--isolated")
+        theirs, self._lifeline = os.pipe()
+        try:
+            with self._log.open("ab") as output:
+                self._process = subprocess.Popen(
+                    [*command, "--lifeline", str(theirs)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    pass_fds=[theirs],
+                    start_new_session=True,  # a Ctrl-C is for us to turn into a stop
+                    cwd="/",
+                )
+        except OSError as error:
+            os.close(self._lifeline)
+            raise NodeError(f"node {name} could not be started: {error}") from None
+        finally:
+            os.close(theirs)
+        super().__init__(context, name, rank, address)
+
+    @property
+    def pid(self) -> int:
+        """Of the node's process."""
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        """Whether the node's process is there."""
+        return self._process.poll() is None
+
+    def check_alive(self) -> None:
+        """See `Handle.check_alive`."""
+        code = self._process.poll()
+        if code is None:
+            return
+        how = f"was killed by signal {-code}" if code < 0 else f"exited with status {code}"
+        raise NodeError(f"node {self.name} (process {self.pid}) {how}{self._last_words()}")
+
+    def wait_ready(self) -> None:
+        """Wait until the node answers.
+
+        Raises:
+            NodeError: if it died, or does not answer in time.
+        """
+        self.call("ping", timeout=START_TIMEOUT)
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """See `Handle.close`."""
+        if self._lifeline < 0:
+            return
+        try:
+            if self.running:
+                self.look("shutdown", timeout=2.0)
+        except LimaError:
+            pass  # it is dead or stuck: the lifeline or the kill below ends it
+        os.close(self._lifeline)
+        self._lifeline = -1
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(10)
+        super().close()
+
+    def _last_words(self) -> str:
+        try:
+            words = _tail(self._log)
+        except OSError:
+            return ""
+        return f"; its last words:\n{words}" if words else ""
+
+
+def _tail(path: Path, size: int = 2000) -> str:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - size))
+        return file.read().decode(errors="replace").strip()

@@ -1,0 +1,110 @@
+"""What became of a run: the report a user reads, and a program too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lima2py.frame import Fate
+
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of a run. `asked == saved + rejected + sum(absent.values())` always holds.
+
+    Attributes:
+        run: id of the run.
+        name: what the user called it.
+        outcome: completed, stopped, aborted or failed.
+        asked: frames asked for; those acquired, if endless.
+        saved: frames that went through the graph and that every sink on their way holds.
+        rejected: frames a task said no to.
+        absent: the others, by cause.
+        absences: first index, how many, cause, who, detail; at most a thousand ranges.
+        sinks: for every sink, frames by fate.
+        masters: for every sink, the path of its master file.
+        errors: what went wrong, in words.
+        seconds: from start to the last file closed.
+        ring: bytes of the rings of all acquisition nodes.
+        memory: by node, the most private memory seen, in bytes.
+    """
+
+    run: str
+    name: str
+    outcome: str
+    asked: int
+    saved: int
+    rejected: int
+    absent: dict[str, int]
+    absences: list[tuple[int, int, str, str, str]] = field(default_factory=list)
+    sinks: dict[str, dict[str, int]] = field(default_factory=dict)
+    masters: dict[str, str] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    ring: int = 0
+    memory: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def make(cls, told: dict[str, Any], memory: dict[str, int], more: list[str]) -> Report:
+        """From what the acquisition node that keeps the books reported."""
+        counts = dict(told["counts"])
+        saved = counts.pop(Fate.SAVED.word, 0)
+        rejected = counts.pop(Fate.REJECTED.word, 0)
+        return cls(
+            run=told["run"],
+            name=told["name"],
+            outcome=told["outcome"],
+            asked=told["asked"],
+            saved=saved,
+            rejected=rejected,
+            absent=counts,
+            absences=[
+                (first, count, Fate(cause).word, who, detail)
+                for first, count, cause, who, detail in told["absences"]
+            ],
+            sinks=told["sinks"],
+            masters=told["masters"],
+            errors=list(dict.fromkeys([*told["errors"], *more])),
+            seconds=told["seconds"],
+            ring=told["ring_bytes"],
+            memory=memory,
+        )
+
+    @property
+    def ok(self) -> bool:
+        """Whether the run completed."""
+        return self.outcome == "completed"
+
+    def plain(self) -> dict[str, Any]:
+        """The report as one JSON object."""
+        names = ("outcome", "asked", "saved", "rejected", "absent", "masters", "errors", "seconds",
+                 "run", "name", "sinks", "absences", "ring", "memory")  # fmt: skip
+        return {name: getattr(self, name) for name in names}
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}: {self.outcome} in {self.seconds:.2f} s ({self.run[:8]})"]
+        parts = [f"saved {self.saved}"]
+        if self.rejected:
+            parts.append(f"rejected {self.rejected}")
+        if missing := sum(self.absent.values()):
+            parts.append(f"absent {missing} ({self._causes()})")
+        lines.append(f"  asked {self.asked}: {', '.join(parts)}")
+        lines += [f"  {sink}: {path}" for sink, path in self.masters.items()]
+        if not self.sinks:
+            lines.append("  the graph has no sink: nothing was written")
+        lines += [f"  error: {text}" for text in self.errors]
+        return "\n".join(lines)
+
+    def _causes(self) -> str:
+        texts = []
+        for cause, number in self.absent.items():
+            ranges = [(first, count) for first, count, word, *_ in self.absences if word == cause]
+            shown = ", ".join(
+                str(first) if count == 1 else f"{first}-{first + count - 1}"
+                for first, count in ranges[:_SHOWN]
+            )
+            more = ", …" if len(ranges) > _SHOWN else ""
+            texts.append(f"{cause} {number}: {shown}{more}" if shown else f"{cause} {number}")
+        return "; ".join(texts)

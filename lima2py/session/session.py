@@ -1,0 +1,610 @@
+"""The one object a user holds: it prepares, starts, stops, waits and looks, over all nodes.
+
+    with Session.open("simulator") as lima:
+        lima.prepare(nb_frames=100, graph="first_light", output="data", name="scan42")
+        lima.start()
+        for frame in lima.tap("live"):
+            print(frame.index, frame.data.sum())
+        print(lima.wait())
+
+Runs live in the nodes. The session only watches them: a thread of its own asks every node for its
+status several times a second, which is the heartbeat too, and tells the others when one is lost.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+import numpy as np
+
+from lima2py.acquisition import Acquisition
+from lima2py.errors import BadCommand, BadParameter, LimaError, NodeError, did_you_mean
+from lima2py.frame import Absence, Fate, Frame
+from lima2py.graph.definition import GraphDefinition, load_graph
+from lima2py.node.acquisition import AcquisitionNode
+from lima2py.node.life import State, aggregate
+from lima2py.node.orders import (
+    AcquisitionOrder,
+    AcquisitionReady,
+    ConnectOrder,
+    DetectorOrder,
+    GraphText,
+    ProcessingOrder,
+    ProcessingReady,
+)
+from lima2py.session.launch import Child, Handle, Inside, Remote
+from lima2py.session.report import Report
+from lima2py.session.system import NodePlace, System, open_system
+from lima2py.transport.sockets import PrivateFolder, new_context
+
+WATCH_EVERY = 0.1
+"""Seconds between two looks at every node."""
+SILENCE = 5.0
+"""Seconds a node may take to answer a look; then it counts as lost."""
+PREPARE_TIMEOUT = 120.0
+_OVER = (State.IDLE, State.FAULT)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is.
+
+    Attributes:
+        state: of the whole system.
+        asked: frames asked for, 0 if endless.
+        acquired: frames the detector has delivered.
+        settled: frames with a fate.
+        counts: frames by fate so far.
+        frame_bytes: bytes of one raw frame.
+        ring: the fullest ring, 0 to 1.
+        nodes: the status of every node, by name.
+    """
+
+    state: State
+    asked: int = 0
+    acquired: int = 0
+    settled: int = 0
+    counts: Mapping[str, int] = field(default_factory=dict)
+    frame_bytes: int = 0
+    ring: float = 0.0
+    nodes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+class Session:
+    """A handle on a system of nodes: see `Session.open`."""
+
+    def __init__(self, system: System):
+        self.system = system
+        self.graph: GraphDefinition | None = None
+        self.plan = ""
+        """The plan of the prepared run, as a table for a person."""
+        self.run = ""
+        """Id of the prepared, running or last run."""
+        self._context = new_context()
+        self._folder: PrivateFolder | None = None
+        self._acquisition: list[Handle] = []
+        self._processing: list[Handle] = []
+        self._prepared = False
+        self._watch: _Watch | None = None
+        self._taps: list[str] = []
+        self._closed = False
+
+    @classmethod
+    def open(
+        cls,
+        system: str | Path | System = "simulator",
+        *,
+        acquisition_nodes: int = 1,
+        processing_nodes: int = 0,
+        detector: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """A session on a system of nodes.
+
+        Args:
+            system: a system file; or a detector, by name or by its file, for a system on this host.
+            acquisition_nodes: how many, for a system on this host.
+            processing_nodes: how many; with 0 everything runs in this process.
+            detector: parameters of the detector to set.
+
+        Raises:
+            BadParameter: if there is no such system or detector, or a value cannot be.
+        """
+        if not isinstance(system, System):
+            system = open_system(
+                str(system), acquisition_nodes, processing_nodes, dict(detector or {})
+            )
+        return cls(system)
+
+    # Commands
+
+    def prepare(
+        self,
+        *,
+        graph: str | Path | GraphDefinition,
+        output: str | Path = ".",
+        name: str = "run",
+        overrides: Mapping[str, Any] | None = None,
+        **acquisition: Any,
+    ) -> Acquisition:
+        """Make everything ready for one run; starts the nodes the first time.
+
+        Args:
+            graph: a graph file, or the name of one that comes with lima2py.
+            output: the folder for the files.
+            name: what to call the run; file names begin with it.
+            overrides: parameters of the graph to replace: `{"view.by": [4, 4]}`.
+            acquisition: the fields of `Acquisition`: nb_frames, expo_time, ...
+
+        Returns:
+            What the detector will really do.
+
+        Raises:
+            BadParameter: what cannot be; nothing is left behind.
+            BadCommand: while another run goes on.
+            LimaError: what a node could not do.
+        """
+        self._refuse_if_running("prepare")
+        definition = self._definition(graph, overrides or {})
+        requested = Acquisition.load(acquisition, "acquisition")
+        _check_name(name)
+        self._forget_prepared()
+        self._start_nodes()
+        self.run = uuid.uuid4().hex
+        self.graph = definition
+        try:
+            return self._prepare_nodes(
+                GraphText(definition.text, definition.where, str(definition.base)),
+                str(Path(output).absolute()),
+                name,
+                requested,
+            )
+        except BaseException:
+            self._reset_nodes()
+            raise
+
+    def start(self) -> None:
+        """Let the prepared run go; returns at once.
+
+        Raises:
+            BadCommand: if none is prepared.
+        """
+        self._refuse_if_running("start")
+        if not self._prepared:
+            raise BadCommand(f"the session cannot start while {self.state.value}; it can: prepare")
+        self._prepared = False
+        self._watch = _Watch(self.run, self._acquisition, self._processing)
+        for handle in [*self._processing, *reversed(self._acquisition)]:
+            handle.call("start", run=self.run)
+        self._watch.start()
+
+    def trigger(self) -> None:
+        """One software trigger.
+
+        Raises:
+            BadCommand: if the run is not going, or the detector takes none now.
+        """
+        self._running("trigger")
+        for handle in self._acquisition:
+            handle.look("trigger")
+
+    def stop(self) -> None:
+        """Acquire no more; what was acquired is processed and saved. Returns at once.
+
+        Raises:
+            BadCommand: if no run is going.
+        """
+        watch = self._running("stop")
+        watch.tell("stop")
+
+    def abort(self) -> None:
+        """Acquire no more and discard what is in flight; files are closed. Returns at once.
+
+        Raises:
+            BadCommand: if no run is going.
+        """
+        watch = self._running("abort")
+        watch.tell("abort")
+
+    def wait(self, timeout: float | None = None) -> Report:
+        """Wait until the run is over and its files are closed.
+
+        Raises:
+            BadCommand: if no run was started.
+            TimeoutError: if it goes on after `timeout` seconds.
+        """
+        if self._watch is None:
+            raise BadCommand(
+                f"the session cannot wait while {self.state.value}: no run was started"
+            )
+        if not self._watch.over.wait(timeout):
+            done = self.progress()
+            raise TimeoutError(
+                f"the run goes on after {timeout:g} s: {done.settled} of"
+                f" {done.asked or 'endless'} frames are done"
+            )
+        return self._watch.report()
+
+    # Looking
+
+    @property
+    def state(self) -> State:
+        """Where the system is."""
+        return self.progress().state
+
+    def progress(self) -> Progress:
+        """Where the run is, as seen at the last look (a tenth of a second ago)."""
+        if self._prepared:
+            return Progress(State.PREPARED)
+        return self._watch.progress if self._watch is not None else Progress(State.IDLE)
+
+    def tap(self, name: str, timeout: float | None = None) -> Iterator[Frame]:
+        """The frames that pass a tap from now on, as they come; ends with the run.
+
+        Frames that were passed over because the reader is slow are simply missing. With several
+        nodes the order is nearly, but not strictly, that of the index.
+
+        Args:
+            name: of the tap in the graph.
+            timeout: seconds to wait for the next frame.
+
+        Raises:
+            BadParameter: if the graph has no such tap.
+            TimeoutError: if no frame came in time.
+        """
+        if name not in self._taps:
+            raise BadParameter(f'tap "{name}": the graph has no such tap'
+                               f"{did_you_mean(name, self._taps)}")  # fmt: skip
+        return self._tapped(name, timeout)
+
+    def _tapped(self, name: str, timeout: float | None) -> Iterator[Frame]:
+        after = {handle.name: -1 for handle in self._tap_nodes()}
+        heard = time.monotonic()
+        while after:
+            found: list[Frame] = []
+            for handle in self._tap_nodes():
+                if handle.name not in after:
+                    continue
+                try:
+                    told = handle.look("tap", run=self.run, task=name, after=after[handle.name])
+                except NodeError:
+                    del after[handle.name]  # lost: the others go on
+                    continue
+                for kept in told["frames"]:
+                    after[handle.name] = kept["serial"]
+                    found.append(_frame(kept))
+                if told["ended"]:
+                    del after[handle.name]
+            yield from sorted(found, key=lambda frame: frame.index)
+            if found:
+                heard = time.monotonic()
+            elif timeout is not None and time.monotonic() - heard > timeout:
+                raise TimeoutError(f'no frame passed the tap "{name}" for {timeout:g} s')
+            elif after:
+                time.sleep(0.005)
+
+    def close(self) -> None:
+        """Abort what runs, end our nodes, leave nothing behind; may be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._watch is not None:
+            self._watch.close()
+        self._reset_nodes()
+        for handle in [*self._acquisition, *self._processing]:
+            handle.close()
+        self._context.term()
+        if self._folder is not None:
+            self._folder.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # How it is done
+
+    def _definition(
+        self, graph: str | Path | GraphDefinition, overrides: Mapping[str, Any]
+    ) -> GraphDefinition:
+        if isinstance(graph, GraphDefinition):
+            return graph
+        return load_graph(str(graph), overrides)
+
+    def _refuse_if_running(self, command: str) -> None:
+        if self._closed:
+            raise BadCommand(f"the session cannot {command}: it is closed")
+        if self._watch is not None and not self._watch.over.is_set():
+            raise BadCommand(
+                f"the session cannot {command} while {self.state.value};"
+                " it can: stop, abort, trigger, wait"
+            )
+
+    def _running(self, command: str) -> _Watch:
+        if self._watch is None or self._watch.over.is_set():
+            can = "prepare, start" if self._prepared else "prepare"
+            raise BadCommand(
+                f"the session cannot {command} while {self.state.value}; it can: {can}"
+            )
+        return self._watch
+
+    def _start_nodes(self) -> None:
+        """Start, or start again, what is not there."""
+        if not self.system.processing:
+            if not self._acquisition:
+                self._acquisition = [Inside(AcquisitionNode("local"))]
+            return
+        if self._folder is None:
+            self._folder = PrivateFolder()
+        fresh: list[Child] = []
+        self._acquisition = [
+            self._handle("acquisition", rank, place, self._acquisition, fresh)
+            for rank, place in enumerate(self.system.acquisition)
+        ]
+        self._processing = [
+            self._handle("processing", rank, place, self._processing, fresh)
+            for rank, place in enumerate(self.system.processing)
+        ]
+        for child in fresh:
+            child.wait_ready()
+
+    def _handle(
+        self, kind: str, rank: int, place: NodePlace, known: list[Handle], fresh: list[Child]
+    ) -> Handle:
+        old = known[rank] if rank < len(known) else None
+        if isinstance(old, Child) and not old.running:
+            old.close()
+            old = None
+        if old is not None:
+            return old
+        if place.address is not None:
+            remote = Remote(self._context, place.node, rank, place.address)
+            told = remote.call("describe", timeout=10.0)
+            if told["kind"] != kind:
+                raise NodeError(
+                    f"node {place.node} at {place.address} is a {told['kind']} node, not a"
+                    f" {kind} node: start it with  lima2py node {kind} {place.node}"
+                )
+            return remote
+        assert self._folder is not None  # noqa: S101 - for the type checker
+        child = Child(
+            self._context, kind, place.node, rank, self._folder, self.system.host_of(place)
+        )
+        fresh.append(child)
+        return child
+
+    def _prepare_nodes(
+        self, graph: GraphText, output: str, name: str, requested: Acquisition
+    ) -> Acquisition:
+        system = self.system
+        detector = DetectorOrder(system.detector, system.set, str(system.base))
+        asked = requested.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        plain: dict[str, Any] = {}
+        readies = []
+        for rank, handle in enumerate(self._acquisition):
+            order = AcquisitionOrder(
+                run=self.run, name=name, output=output, graph=graph, detector=detector,
+                requested=asked, memory=system.memory_of(rank), nodes=len(self._processing),
+                rank=rank, size=len(self._acquisition),
+            )  # fmt: skip
+            plain = handle.call(
+                "prepare", timeout=PREPARE_TIMEOUT, order=msgspec.to_builtins(order)
+            )
+            readies.append(msgspec.convert(plain, AcquisitionReady))
+        lead = readies[0]
+        if self._processing:
+            receivers = self._prepare_processing(graph, name, readies)
+            connect = ConnectOrder(receivers, lead.addresses, lead.host)
+            for handle in self._acquisition:
+                handle.call("connect", run=self.run, order=msgspec.to_builtins(connect))
+        self.plan = lead.plan
+        self._taps = lead.taps
+        self._prepared = True
+        return Acquisition.load(lead.parameters.hardware["acquisition"], "acquisition")
+
+    def _prepare_processing(
+        self, graph: GraphText, name: str, readies: list[AcquisitionReady]
+    ) -> list[ProcessingReady]:
+        def prepare(handle: Handle) -> ProcessingReady:
+            order = ProcessingOrder(
+                self.run, name, graph, handle.rank, len(self._processing), readies
+            )
+            return msgspec.convert(
+                handle.call("prepare", timeout=PREPARE_TIMEOUT, order=msgspec.to_builtins(order)),
+                ProcessingReady,
+            )
+
+        with ThreadPoolExecutor(len(self._processing)) as pool:
+            return list(pool.map(prepare, self._processing))
+
+    def _forget_prepared(self) -> None:
+        if self._prepared:
+            self._reset_nodes()
+
+    def _reset_nodes(self) -> None:
+        """Give up a run that was prepared, wholly or in part."""
+        self._prepared = False
+        if self._watch is not None and self._watch.run == self.run:
+            return
+        for handle in [*self._acquisition, *self._processing]:
+            try:
+                handle.call("reset", timeout=5.0, run=self.run)
+            except NodeError:
+                continue  # it is gone, and what it held with it
+
+    def _tap_nodes(self) -> list[Handle]:
+        return self._processing or self._acquisition
+
+
+class _Watch:
+    """Looks at every node until a run is over, and tells the others when one is lost."""
+
+    def __init__(self, run: str, acquisition: list[Handle], processing: list[Handle]):
+        self.run = run
+        self.over = threading.Event()
+        self.progress = Progress(State.RUNNING)
+        self._acquisition = acquisition
+        self._processing = processing
+        self._lost: dict[str, str] = {}
+        self._memory: dict[str, int] = {}
+        self._status: dict[str, dict[str, Any]] = {}
+        self._told: dict[str, Any] | None = None
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="watch", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Abort what still runs, and look no more."""
+        if self._thread.ident is None:
+            return
+        if not self.over.is_set():
+            self.tell("abort")
+            self.over.wait(SILENCE)
+        self._closing.set()
+        self._thread.join()
+
+    def tell(self, command: str) -> None:
+        """Give a command to every living acquisition node."""
+        for handle in self._acquisition:
+            if handle.name not in self._lost:
+                try:
+                    handle.look(command, run=self.run)
+                except (BadCommand, NodeError):
+                    continue  # it is over there already, or gone: the next look says which
+
+    def report(self) -> Report:
+        """What became of the run, once it is over."""
+        told = self._told or self._without_books()
+        return Report.make(told, dict(self._memory), list(self._lost.values()))
+
+    def _main(self) -> None:
+        while not self._closing.is_set():
+            for handle in [*self._acquisition, *self._processing]:
+                if handle.name not in self._lost:
+                    self._look_at(handle)
+            states = {
+                name: State(status["state"])
+                for name, status in self._status.items()
+                if name not in self._lost
+            }
+            if all(state in _OVER for state in states.values()):
+                self._end()
+                return
+            self.progress = self._progress(aggregate(states.values()))
+            self._closing.wait(WATCH_EVERY)
+
+    def _look_at(self, handle: Handle) -> None:
+        try:
+            status = handle.look("status", timeout=SILENCE, run=self.run)
+        except LimaError as error:
+            self._lose(handle, str(error))
+            return
+        self._status[handle.name] = status
+        peak = max(self._memory.get(handle.name, 0), status["memory"])
+        self._memory[handle.name] = peak
+
+    def _lose(self, handle: Handle, reason: str) -> None:
+        self._lost[handle.name] = reason
+        if isinstance(handle, Child):
+            handle.kill()  # whatever it still does, its frames go to others
+        if handle in self._processing:
+            others, command = self._acquisition, "node_lost"
+        else:
+            others, command = [*self._acquisition, *self._processing], "source_lost"
+        for other in others:
+            if other.name in self._lost:
+                continue
+            parameters: dict[str, Any] = {"reason": reason} if command == "node_lost" else {}
+            try:
+                other.look(command, timeout=SILENCE, run=self.run, rank=handle.rank, **parameters)
+            except LimaError as error:
+                self._lose(other, str(error))
+
+    def _progress(self, state: State) -> Progress:
+        sources = [
+            self._status[handle.name] for handle in self._acquisition if handle.name in self._status
+        ]
+        counts: dict[str, int] = {}
+        for status in sources:
+            for word, number in status["counts"].items():
+                counts[word] = counts.get(word, 0) + number
+        return Progress(
+            state=state,
+            asked=max((status["asked"] for status in sources), default=0),
+            acquired=max((status["acquired"] for status in sources), default=0),
+            settled=sum(status["settled"] for status in sources),
+            counts=counts,
+            frame_bytes=max((status["frame_bytes"] for status in sources), default=0),
+            ring=max(
+                (status["slots_used"] / status["slots"] for status in sources if status["slots"]),
+                default=0.0,
+            ),
+            nodes=dict(self._status),
+        )
+
+    def _end(self) -> None:
+        lead = self._acquisition[0]
+        if lead.name not in self._lost:
+            try:
+                self._told = lead.look("report", timeout=SILENCE, run=self.run)
+            except LimaError as error:
+                self._lost[lead.name] = str(error)
+        failed = self._told is None or self._told["outcome"] == "failed"
+        self.progress = self._progress(State.FAULT if failed else State.IDLE)
+        self.over.set()
+
+    def _without_books(self) -> dict[str, Any]:
+        """The report when the node that keeps the books is gone: no frame's fate is known."""
+        asked = self.progress.asked
+        return {
+            "run": self.run,
+            "name": "run",
+            "outcome": "failed",
+            "asked": asked,
+            "counts": {Fate.NODE_LOST.word: asked} if asked else {},
+            "absences": [],
+            "sinks": {},
+            "masters": {},
+            "errors": [],
+            "seconds": 0.0,
+            "ring_bytes": 0,
+        }
+
+
+def _check_name(name: str) -> None:
+    allowed = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.+@ ")
+    if not name.strip() or set(name) - allowed or name.startswith(".") or len(name) > 100:
+        raise BadParameter(
+            f"name {name!r}: should be 1 to 100 letters, digits, or any of _ - . + @ and blanks,"
+            " and not begin with a dot: file names begin with it"
+        )
+
+
+def _frame(kept: Mapping[str, Any]) -> Frame:
+    absence = kept["absence"]
+    if absence is not None:
+        cause, who, detail = absence
+        absence = Absence(Fate(cause), who, detail)
+    data = None
+    if kept["data"] is not None:
+        columns = [tuple(column) for column in kept["dtype"]]
+        dtype = np.dtype(columns if columns[0][0] else columns[0][1])
+        data = np.frombuffer(kept["data"], dtype).reshape(kept["shape"])
+    return Frame(kept["index"], data, absence, kept["timestamp"])

@@ -1,0 +1,68 @@
+"""What a person is told when a file cannot be made, written or read."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lima2py.errors import StorageError
+from lima2py.units import as_size
+
+HDF5_ERRORS = (OSError, RuntimeError, ValueError, KeyError)
+"""What h5py raises when the library or the disk refuses."""
+
+_ADVICE = {
+    errno.ENOSPC: "make room on that disk, or choose another output folder",
+    errno.EDQUOT: "the quota is used up: make room, or choose another output folder",
+    errno.EFBIG: "the disk or a limit (ulimit -f) allows no larger file",
+    errno.EEXIST: "choose another name, or exists: overwrite, or exists: append-number",
+    errno.ENOENT: "the folder is not there on this host: is the disk mounted?",
+    errno.ENOTDIR: "a part of the path is a file: choose another output folder",
+    errno.EACCES: "this user may not write there: change its rights or choose another folder",
+    errno.EPERM: "this user may not write there: change its rights or choose another folder",
+    errno.EROFS: "that disk is read-only: choose another output folder",
+    errno.ESTALE: "the file server has lost the file: is the disk still mounted?",
+    errno.ENAMETOOLONG: "choose a shorter name or output folder",
+}
+
+
+@contextmanager
+def telling(path: str | Path, what: str) -> Iterator[None]:
+    """Make a `StorageError` of whatever goes wrong with a file.
+
+    Args:
+        path: of the file.
+        what: what cannot be done if it goes wrong: `cannot be written`.
+    """
+    try:
+        yield
+    except HDF5_ERRORS as error:
+        raise failure(path, what, error) from error
+
+
+def failure(path: str | Path, what: str, error: Exception) -> StorageError:
+    """The error for a person: which file, why, the room left on its disk, what to do."""
+    number = _errno(error)
+    reason = os.strerror(number) if number else " ".join(str(error).split()) or repr(error)
+    advice = _ADVICE.get(number, "look at that disk and at the system log of this host")
+    return StorageError(f"{path} {what}: {reason}{_room(path)}; {advice}")
+
+
+def _errno(error: Exception) -> int:
+    """The number of the system's error; HDF5 often has it in its text alone."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    found = re.search(r"errno = (\d+)", str(error))
+    return int(found[1]) if found else 0
+
+
+def _room(path: str | Path) -> str:
+    try:
+        return f" ({as_size(shutil.disk_usage(Path(path).parent).free)} free on that disk)"
+    except OSError:
+        return ""

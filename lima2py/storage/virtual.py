@@ -1,0 +1,172 @@
+"""The frames of all nodes as one dataset, in their order, without a copy of any pixel.
+
+It is a virtual dataset: a list of mappings, each saying which frames are which rows of which
+file. One mapping a frame is what NeXpy (nexusformat) needs: it takes the number of mappings for
+the number of frames. Beyond `MAX_MAPPINGS` frames there is one for each stretch of consecutive
+rows, and if these are too many, one for each regular series of stretches: quick to write, open
+and read, but NeXpy then shows fewer frames than there are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from lima2py.frame import FrameSpec
+from lima2py.storage.layout import fill_value
+
+MAX_MAPPINGS = 10_000
+
+
+class Part(NamedTuple):
+    """Frames that lie in one file.
+
+    Attributes:
+        path: of the file.
+        dataset: path of the dataset in the file.
+        length: rows of that dataset.
+        frames: indices of the frames, increasing.
+        rows: where each of them lies.
+    """
+
+    path: Path
+    dataset: str
+    length: int
+    frames: NDArray[np.int64]
+    rows: NDArray[np.int64]
+
+
+class Series(NamedTuple):
+    """A stretch of `length` frames, and again every `step` frames; the rows go on through all."""
+
+    frame: int
+    row: int
+    length: int
+    step: int
+    times: int
+
+
+def stretches(frames: NDArray[np.int64], rows: NDArray[np.int64]) -> list[Series]:
+    """Frames and rows cut where either does not go on by one."""
+    if not len(frames):
+        return []
+    cuts = np.flatnonzero((np.diff(frames) != 1) | (np.diff(rows) != 1)) + 1
+    starts = np.concatenate([[0], cuts])
+    lengths = np.diff(starts, append=len(frames))
+    return [
+        Series(frame, row, length, length, 1)
+        for frame, row, length in zip(
+            frames[starts].tolist(), rows[starts].tolist(), lengths.tolist(), strict=True
+        )
+    ]
+
+
+def series(parts: Iterable[Series]) -> Iterator[Series]:
+    """Join stretches of equal length that come at equal distances."""
+    current: Series | None = None
+    for part in parts:
+        if current is None:
+            current = part
+            continue
+        step = part.frame - current.frame - current.step * (current.times - 1)
+        fits = part.length == current.length and (
+            part.row == current.row + current.length * current.times
+        )
+        if fits and (current.times == 1 or step == current.step):
+            current = current._replace(step=step, times=current.times + 1)
+        else:
+            yield current
+            current = part
+    if current is not None:
+        yield current
+
+
+def create(
+    group: h5py.Group, name: str, nb_frames: int, spec: FrameSpec, parts: list[Part]
+) -> h5py.Dataset:
+    """Make the virtual dataset; frames in none of the parts read as the fill value.
+
+    A file that does not exist when it is read counts as fill values too. Paths are written
+    relative to the file, so that its folder can be moved.
+
+    Args:
+        group: where it is made.
+        name: of the dataset.
+        nb_frames: how many frames it shows.
+        spec: of the frames.
+        parts: where the frames lie; no frame twice.
+    """
+    shape = spec.saved_shape
+    layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    layout.set_fill_value(fill_value(spec.dtype))
+    if nb_frames:
+        layout.set_layout(h5py.h5d.VIRTUAL)
+    everything = _Rows(nb_frames, shape)
+    folder = Path(group.file.filename).parent
+    for part, pieces in zip(parts, _mappings(nb_frames, parts), strict=True):
+        source = _Rows(part.length, shape)
+        path, dataset = os.path.relpath(part.path, folder), part.dataset
+        for piece in pieces:
+            here = everything.select(piece.frame, piece.length, piece.step, piece.times)
+            there = source.select(piece.row, piece.length * piece.times)
+            layout.set_virtual(here, _escaped(path), _escaped(dataset), there)
+    if nb_frames <= MAX_MAPPINGS:
+        nothing = _Rows(1, shape).select(0, 1)
+        for frame in _unmapped(nb_frames, parts):
+            layout.set_virtual(everything.select(frame, 1), b".", b"/absent", nothing)
+    kind = h5py.h5t.py_create(spec.dtype, logical=True)
+    space = _Rows(nb_frames, shape).space
+    return h5py.Dataset(h5py.h5d.create(group.id, name.encode(), kind, space, layout))
+
+
+class _Rows:
+    """A dataspace of rows of one shape."""
+
+    def __init__(self, length: int, shape: tuple[int, ...]):
+        self.space = h5py.h5s.create_simple((length, *shape))
+        self._shape = shape
+
+    def select(self, start: int, length: int, step: int = 0, times: int = 1) -> h5py.h5s.SpaceID:
+        """The space with `length` rows selected, `times` times, every `step` rows."""
+        ones = (1,) * len(self._shape)
+        self.space.select_hyperslab(
+            (start, *(0 for _ in ones)),
+            (times, *ones),
+            stride=(max(step, length), *self._shape),
+            block=(length, *self._shape),
+        )
+        return self.space
+
+
+def _mappings(nb_frames: int, parts: list[Part]) -> list[list[Series]]:
+    """The mappings of every part, as many as serve readers best."""
+    if nb_frames <= MAX_MAPPINGS:
+        return [
+            [
+                Series(frame, row, 1, 1, 1)
+                for frame, row in zip(part.frames.tolist(), part.rows.tolist(), strict=True)
+            ]
+            for part in parts
+        ]
+    found = [stretches(part.frames, part.rows) for part in parts]
+    if sum(map(len, found)) > MAX_MAPPINGS:
+        found = [list(series(part)) for part in found]
+    return found
+
+
+def _unmapped(nb_frames: int, parts: list[Part]) -> list[int]:
+    missing = np.ones(nb_frames, bool)
+    for part in parts:
+        missing[part.frames] = False
+    return np.flatnonzero(missing).tolist()
+
+
+def _escaped(name: str) -> bytes:
+    """A name as HDF5 takes it in a mapping, where % has a meaning."""
+    return os.fsencode(name.replace("%", "%%"))

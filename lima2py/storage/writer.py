@@ -1,0 +1,291 @@
+"""The file of one node: rows of frames, appended, and safe once `flush` has returned.
+
+Pixels go through `write_direct_chunk` alone, so that an error names the frames it hit, and HDF5
+never compresses. A chunk that must be made safe before it is full is written uncompressed and
+stays so: then each further frame is written in place, and what was safe before is never moved.
+Records (index, fate, timestamp, ...) are written after the frames they speak of.
+
+A block that could not be written leaves nothing behind: its rows are given to the next one. After
+a failure HDF5 can silently lose what is written through the same handles, so they are all closed
+and opened again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+
+from lima2py.errors import StorageError
+from lima2py.frame import Absence, Array, Block, Fate, FrameSpec
+from lima2py.storage.codec import Codec, raw
+from lima2py.storage.failures import HDF5_ERRORS, telling
+from lima2py.storage.layout import (
+    ENTRY,
+    FATE_TYPE,
+    absence_ranges,
+    add_absences,
+    column_path,
+    curves,
+    describe_data,
+    fill_value,
+    lay_out,
+    link,
+    new_absences,
+    new_record,
+    safe_text,
+    unknown,
+)
+from lima2py.task import RunContext
+
+ALONE = 32 * 2**10
+"""Bytes of a frame from which on it has a chunk of its own."""
+IMAGES_PER_CHUNK = 256 * 2**10
+"""Bytes of a chunk of several smaller images."""
+ROWS_PER_CHUNK = 64 * 2**10
+"""Bytes of a chunk of vectors or tables: small, since it is written again at each flush."""
+
+
+def frames_per_chunk(spec: FrameSpec, frames_per_block: int) -> int:
+    """How many frames share a chunk; for images a divisor of the block, so that none is copied."""
+    if spec.nbytes >= ALONE:
+        return 1
+    if spec.kind != "dense":
+        return max(1, ROWS_PER_CHUNK // max(1, spec.nbytes))
+    most = IMAGES_PER_CHUNK // max(1, spec.nbytes)
+    if frames_per_block <= most:
+        return most // frames_per_block * frames_per_block
+    return max(n for n in range(1, most + 1) if frames_per_block % n == 0)
+
+
+class _Note(NamedTuple):
+    """The records of one block, not yet written: by path one value for each frame."""
+
+    frames: int
+    values: dict[str, Array]
+    absences: list[tuple[int, Absence]]
+
+
+class NodeFile:
+    """A file being written.
+
+    Args:
+        path: of the file; it must not exist.
+        spec: of the frames.
+        run: the run, on this node.
+        codec: compresses the frames.
+
+    Attributes:
+        rows: frames written so far.
+
+    Raises:
+        StorageError: from every method, if the disk or HDF5 refuses.
+    """
+
+    def __init__(self, path: str, spec: FrameSpec, run: RunContext, codec: Codec):
+        self.path = path
+        self.rows = 0
+        self._spec = spec
+        self._codec = codec
+        self._fill = fill_value(spec.dtype)
+        self._chunk = frames_per_chunk(spec, run.frames_per_block)
+        self._tail = np.empty((self._chunk, *spec.shape), spec.dtype)
+        self._tail_in_file = False
+        self._stale = 0
+        self._curves = curves(spec)
+        self._records: dict[str, np.dtype[Any]] = {
+            "frames/index": np.dtype("u8"),
+            "frames/fate": FATE_TYPE,
+            "frames/timestamp": np.dtype("f8"),
+            **dict.fromkeys(self._curves, np.dtype("f8")),
+        }
+        self._notes: list[_Note] = []
+        self._noted = 0
+        self._ranges = 0
+        self._open: dict[str, h5py.Dataset] = {}
+        with telling(path, "cannot be made"):
+            self._file = h5py.File(path, "x", locking=False)
+        try:
+            with telling(path, "cannot be made"):
+                self._detector = self._lay_out(run)
+                self._file.flush()
+        except StorageError:
+            self._discard()
+            raise
+
+    def append(self, block: Block) -> int:
+        """Write the frames of a block, absent ones too; returns the row of the first.
+
+        Absent frames read as the fill value.
+        """
+        row, end = self.rows, self.rows + block.count
+        try:
+            with self._careful("cannot be written"):
+                data = self._dataset("data")
+                if data.shape[0] < end:
+                    data.id.set_extent((end, *self._spec.saved_shape))
+                self._put(data, block)
+        except StorageError:
+            self._stale = max(self._stale, end)
+            raise
+        self._notes.append(self._note(block))
+        self.rows = end
+        return row
+
+    def flush(self) -> None:
+        """Make all rows readable, whatever becomes of this process."""
+        if not self._notes:
+            return
+        with self._careful("cannot be written"):
+            filled = self.rows % self._chunk
+            if filled:
+                self._tail[filled:] = self._fill
+                self._tail_in_file = True
+                at = self.rows - filled
+                self._write(self._dataset("data"), at, raw(self._tail), self._codec.skipped)
+            self._file.flush()
+            ranges = self._write_notes()
+            self._file.flush()
+        self._noted = self.rows
+        self._ranges = ranges
+        self._notes.clear()
+
+    def close(self) -> None:
+        """Flush and close; a file without a frame is removed."""
+        if not self._file:
+            return
+        if not self.rows:
+            self._discard()
+            return
+        try:
+            self.flush()
+            with self._careful("cannot be trimmed"):
+                data = self._dataset("data")
+                if data.shape[0] > self.rows:
+                    data.id.set_extent((self.rows, *self._spec.saved_shape))
+        finally:
+            self._close()
+
+    def _lay_out(self, run: RunContext) -> h5py.Group:
+        spec, shape = self._spec, self._spec.saved_shape
+        detector = lay_out(self._file, spec, run)
+        self._file[ENTRY]["lima2py"].attrs.update(node=safe_text(run.node), rank=run.rank)
+        data = detector.create_dataset(
+            "data",
+            (0, *shape),
+            spec.dtype,
+            maxshape=(None, *shape),
+            chunks=(self._chunk, *shape),
+            fillvalue=self._fill,
+            **self._codec.filters,
+        )
+        describe_data(data, spec)
+        for path, dtype in self._records.items():
+            new_record(detector, path, dtype)
+        new_absences(detector)
+        link(detector, spec)
+        return detector
+
+    def _put(self, data: h5py.Dataset, block: Block) -> None:
+        """Cut a block into chunks; what does not fill one waits in the tail."""
+        present = block.present
+        done = 0
+        while done < block.count:
+            row = self.rows + done
+            start = row % self._chunk
+            take = min(self._chunk - start, block.count - done)
+            part, here = slice(done, done + take), present[done : done + take]
+            done += take
+            if take == self._chunk and here.all():
+                whole = np.ascontiguousarray(block.pixels[part])
+                self._write(data, row, self._codec.encode(whole), 0)
+                continue
+            if take == self._chunk and not here.any() and row >= self._stale:
+                continue  # a chunk that is not written reads as the fill value
+            tail = self._tail[start : start + take]
+            if here.any():
+                tail[:] = block.pixels[part]
+            tail[~here] = self._fill
+            if start + take == self._chunk:
+                at = row - start
+                if self._tail_in_file:
+                    self._write(data, at, raw(self._tail), self._codec.skipped)
+                else:
+                    self._write(data, at, self._codec.encode(self._tail), 0)
+                self._tail_in_file = False
+
+    def _write(
+        self, data: h5py.Dataset, row: int, content: memoryview | bytes, filter_mask: int
+    ) -> None:
+        at = (row, *[0] * len(self._spec.saved_shape))
+        data.id.write_direct_chunk(at, content, filter_mask)
+
+    def _note(self, block: Block) -> _Note:
+        fates = np.full(block.count, Fate.SAVED, np.uint8)
+        for offset, absence in block.absences.items():
+            fates[offset] = absence.cause
+        values: dict[str, Array] = {
+            "frames/index": np.arange(block.index, block.end, dtype=np.uint64),
+            "frames/fate": fates,
+        }
+        for name, given in block.columns.items():
+            path = column_path(name)
+            values[path] = np.array(given)
+            self._records.setdefault(path, values[path].dtype)
+        for path, (column, row) in self._curves.items():
+            if block.data is not None:
+                values[path] = np.where(block.present, block.data[column][:, row], np.nan)
+        absences = [(block.index + offset, said) for offset, said in sorted(block.absences.items())]
+        return _Note(block.count, values, absences)
+
+    def _write_notes(self) -> int:
+        """Write the records that wait; returns how many absences the file then tells of."""
+        for path, dtype in self._records.items():
+            record = self._dataset(path)
+            record.resize((self.rows,))
+            record[self._noted :] = np.concatenate(
+                [
+                    note.values[path] if path in note.values else unknown(note.frames, dtype)
+                    for note in self._notes
+                ]
+            )
+        absences = (absence for note in self._notes for absence in note.absences)
+        return add_absences(self._detector["absences"], absence_ranges(absences), self._ranges)
+
+    def _dataset(self, path: str) -> h5py.Dataset:
+        """A dataset below the detector's group; the same handle until something fails."""
+        if path not in self._open:
+            if path not in self._detector:
+                new_record(self._detector, path, self._records[path])
+            self._open[path] = self._detector[path]
+        return self._open[path]
+
+    @contextmanager
+    def _careful(self, what: str) -> Iterator[None]:
+        """Tell what failed, and let go of every handle it may have spoiled."""
+        try:
+            with telling(self.path, what):
+                yield
+        except StorageError:
+            for dataset in self._open.values():
+                with suppress(*HDF5_ERRORS):
+                    h5py.h5i.dec_ref(dataset.id)  # now, whoever else still refers to it
+            self._open.clear()
+            raise
+
+    def _close(self) -> None:
+        try:
+            with telling(self.path, "cannot be closed"):
+                self._file.close()
+        finally:
+            with suppress(*HDF5_ERRORS):
+                self._file.close()  # after an error the first call has not let go of the file
+
+    def _discard(self) -> None:
+        with suppress(StorageError):
+            self._close()
+        Path(self.path).unlink(missing_ok=True)

@@ -1,0 +1,131 @@
+"""Keep the most recent frames, for whoever looks at them while they pass.
+
+The pipeline never waits for a reader: old frames give way to new ones. Every kept frame has a
+running number, so that a reader can ask for what is new and sees how many it missed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+from threading import Lock
+from time import monotonic
+from typing import Annotated, NamedTuple, cast
+
+import numpy as np
+from pydantic import BeforeValidator, Field, PrivateAttr
+
+from lima2py.frame import Block, Frame, FrameSpec
+from lima2py.task import RunContext, Task
+from lima2py.units import seconds
+
+
+class TapFrame(NamedTuple):
+    """A frame that was kept.
+
+    Attributes:
+        serial: its number among those this tap chose, from 0; numbers that are missing belong to
+            frames that had given way before they were read.
+        frame: a copy of its own, read-only.
+    """
+
+    serial: int
+    frame: Frame
+
+
+def _frames_or_time(value: object) -> object:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
+        return value
+    if isinstance(value, str) and _interval(value) > 0:
+        return value
+    raise ValueError(
+        "should be a number of frames, 1 or more, or a time longer than 0 with its unit, for"
+        " instance 200 ms"
+    )
+
+
+def _interval(text: str) -> float:
+    return cast("float", seconds(text))
+
+
+def _copy(frame: Frame) -> Frame:
+    if frame.data is None:
+        return frame
+    data = frame.data.copy()
+    data.flags.writeable = False  # several readers may get the same copy
+    return replace(frame, data=data)
+
+
+class Tap(Task):
+    """Keep copies of some recent frames and hand every block on as it is.
+
+    `recent` and `latest` may be called from any thread, during the run and after it.
+    """
+
+    every: Annotated[int | str, BeforeValidator(_frames_or_time)] = 1
+    """How often a frame is kept: `10` keeps those whose index is a multiple of 10; `200 ms` keeps
+    about one in that time over all nodes (at most one of a block)."""
+    history: Annotated[int, Field(ge=1)] = 16
+    """The most frames that are kept, on each node; they are the memory this task takes."""
+
+    _pause: float = 0.0
+    _due: float = 0.0
+    _kept: deque[TapFrame] = PrivateAttr(default_factory=deque)
+    _serial: int = 0
+    _ended: bool = False
+    _lock: Lock = PrivateAttr(default_factory=Lock)
+
+    def prepare(self, spec: FrameSpec) -> FrameSpec:
+        """Anything can be kept, and nothing changes."""
+        return spec
+
+    def start(self, run: RunContext) -> None:
+        """Share a time out among the nodes."""
+        if isinstance(self.every, str):
+            self._pause = _interval(self.every) * run.nodes
+        self._kept = deque(maxlen=self.history)
+
+    def process(self, block: Block) -> Block:
+        """Copy the chosen frames."""
+        offsets = self._choose(block)
+        newest = offsets[-self.history :]  # the others would be gone before anybody saw them
+        copies = [_copy(block.frame(offset)) for offset in newest]
+        with self._lock:
+            first = self._serial + len(offsets) - len(newest)
+            self._kept.extend(TapFrame(first + n, frame) for n, frame in enumerate(copies))
+            self._serial += len(offsets)
+        return block
+
+    def _choose(self, block: Block) -> Sequence[int]:
+        """The offsets of the frames to keep."""
+        if isinstance(self.every, int):
+            return range(-block.index % self.every, block.count, self.every)
+        now = monotonic()
+        if now < self._due:
+            return ()
+        self._due += self._pause
+        if self._due <= now:  # the first frame, or the first one after a long silence
+            self._due = now + self._pause
+        present = np.flatnonzero(block.present)
+        return (int(present[-1]) if present.size else block.count - 1,)
+
+    def finish(self) -> None:
+        """No more frames will come; those that were kept can still be read."""
+        self._ended = True
+
+    def recent(self, after: int = -1) -> list[TapFrame]:
+        """The kept frames with a serial above `after`, oldest first."""
+        with self._lock:
+            kept = list(self._kept)
+        return [item for item in kept if item.serial > after]
+
+    def latest(self) -> TapFrame | None:
+        """The newest frame; None before the first one."""
+        kept = self.recent()
+        return kept[-1] if kept else None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last frame has passed."""
+        return self._ended

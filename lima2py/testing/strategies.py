@@ -1,0 +1,203 @@
+"""Random frames, blocks and chains of reshaping for tests with hypothesis.
+
+A `Chain` is what a person might put into a graph (crop, bin, flip, rotate in any order), each step
+with the matching operation on arrays, written as plainly as numpy allows: the reference that
+tasks and geometry are compared with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from lima2py.frame import Absence, Array, Block, Fate, FrameSpec
+from lima2py.geometry import Affine, Roi
+
+PIXEL_TYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "f4", "f8")
+
+CAUSES = tuple(fate for fate in Fate if fate.is_absent and fate is not Fate.NO_RECORD)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One change of shape.
+
+    Attributes:
+        do: the name of the task.
+        parameters: its parameters, as a person writes them.
+        to_input: from the pixels after it to those before it.
+        apply: the same, done to an array `(..., height, width)`.
+    """
+
+    do: str
+    parameters: Mapping[str, Any]
+    to_input: Affine
+    apply: Callable[[Array], Array]
+
+    def __repr__(self) -> str:
+        return f"{self.do} {dict(self.parameters)}"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Steps one after the other, beginning at a whole detector.
+
+    Attributes:
+        detector: its `(height, width)`.
+        steps: in the order they are done.
+        image: `(height, width)` after the last step.
+        to_detector: from the pixels after the last step to those of the detector.
+    """
+
+    detector: tuple[int, int]
+    steps: tuple[Step, ...]
+    image: tuple[int, int]
+    to_detector: Affine
+
+    def apply(self, images: Array) -> Array:
+        """What the steps make of detector images `(..., height, width)`."""
+        for step in self.steps:
+            images = step.apply(images)
+        return images
+
+    @property
+    def box(self) -> Roi:
+        """The whole image after the last step."""
+        return Roi(0, 0, self.image[1], self.image[0])
+
+
+def pixel_types() -> st.SearchStrategy[np.dtype[Any]]:
+    """The types pixels have."""
+    return st.sampled_from(PIXEL_TYPES).map(np.dtype)
+
+
+def boxes(outer: Roi) -> st.SearchStrategy[Roi]:
+    """Rectangles of one pixel or more inside another one."""
+
+    def spans(start: int, length: int) -> st.SearchStrategy[tuple[int, int]]:
+        edges = st.lists(st.integers(0, length), min_size=2, max_size=2, unique=True)
+        return edges.map(lambda pair: (start + min(pair), abs(pair[0] - pair[1])))
+
+    return st.builds(
+        lambda x, y: Roi(x[0], y[0], x[1], y[1]),
+        spans(outer.x, outer.width),
+        spans(outer.y, outer.height),
+    )
+
+
+def images(max_side: int = 24) -> st.SearchStrategy[tuple[int, int]]:
+    """Shapes `(height, width)`; most of them can be binned in several ways."""
+    side = st.one_of(st.sampled_from([8, 12, 24]), st.integers(1, max_side))
+    return st.tuples(side, side)
+
+
+@st.composite
+def chains(
+    draw: st.DrawFn,
+    detector: tuple[int, int] | None = None,
+    max_steps: int = 5,
+    kinds: tuple[str, ...] = ("crop", "bin", "flip", "rotate"),
+) -> Chain:
+    """Chains of changes of shape; bins always divide."""
+    detector = detector or draw(images())
+    image, to_detector, steps = detector, Affine(), []
+    for kind in draw(st.lists(st.sampled_from(kinds), max_size=max_steps)):
+        step, image = _STEPS[kind](draw, image, to_detector)
+        to_detector = to_detector @ step.to_input
+        steps.append(step)
+    return Chain(detector, tuple(steps), image, to_detector)
+
+
+def _crop(
+    draw: st.DrawFn, image: tuple[int, int], to_detector: Affine
+) -> tuple[Step, tuple[int, int]]:
+    box = draw(boxes(Roi(0, 0, image[1], image[0])))
+    step = Step(
+        "crop",
+        {"box": list(to_detector.covered(box))},
+        Affine.crop(box),
+        lambda array: array[..., box.y : box.y + box.height, box.x : box.x + box.width],
+    )
+    return step, (box.height, box.width)
+
+
+def _bin(draw: st.DrawFn, image: tuple[int, int], _: Affine) -> tuple[Step, tuple[int, int]]:
+    height, width = image
+    x, y = (
+        draw(st.sampled_from([n for n in (1, 2, 3, 4) if length % n == 0]))
+        for length in (width, height)
+    )
+
+    def apply(array: Array) -> Array:
+        bins = array.reshape(*array.shape[:-2], height // y, y, width // x, x)
+        summed: Array = bins.sum(axis=(-3, -1), dtype=array.dtype)
+        return summed
+
+    return Step("bin", {"by": [x, y]}, Affine.bin(x, y), apply), (height // y, width // x)
+
+
+def _flip(draw: st.DrawFn, image: tuple[int, int], _: Affine) -> tuple[Step, tuple[int, int]]:
+    axis = draw(st.sampled_from(["x", "y"]))
+    step = Step(
+        "flip",
+        {"axis": axis},
+        Affine.flip(axis, image),
+        lambda array: np.flip(array, -1 if axis == "x" else -2),
+    )
+    return step, image
+
+
+def _rotate(draw: st.DrawFn, image: tuple[int, int], _: Affine) -> tuple[Step, tuple[int, int]]:
+    angle = draw(st.sampled_from([90, 180, 270]))
+    step = Step(
+        "rotate",
+        {"angle": angle},
+        Affine.rotate(angle, image),
+        lambda array: np.rot90(array, -angle // 90, axes=(-2, -1)),
+    )
+    return step, image if angle == 180 else (image[1], image[0])
+
+
+_STEPS = {"crop": _crop, "bin": _bin, "flip": _flip, "rotate": _rotate}
+
+
+@st.composite
+def specs(draw: st.DrawFn, image: tuple[int, int] | None = None) -> FrameSpec:
+    """Images of a whole detector."""
+    height, width = image or draw(images(12))
+    return FrameSpec.dense(height, width, draw(pixel_types()), bands=draw(st.integers(1, 3)))
+
+
+def absences(count: int) -> st.SearchStrategy[dict[int, Absence]]:
+    """Some of `count` frames absent, by offset."""
+    absence = st.builds(
+        Absence, st.sampled_from(CAUSES), st.sampled_from(["detector", "node", "ring"]), st.text()
+    )
+    return st.dictionaries(st.integers(0, count - 1), absence, max_size=count)
+
+
+@st.composite
+def blocks(draw: st.DrawFn, spec: FrameSpec, max_frames: int = 5) -> Block:
+    """Blocks of these frames, some of them absent; at least one has data.
+
+    The data of absent frames are as arbitrary as the others.
+    """
+    count = draw(st.integers(1, max_frames))
+    missing = draw(absences(count))
+    if len(missing) == count:
+        del missing[draw(st.integers(0, count - 1))]
+    data = draw(hnp.arrays(spec.dtype, (count, *spec.shape), elements=_pixels(spec.dtype)))
+    data.flags.writeable = False
+    times = draw(hnp.arrays(np.float64, count, elements=st.floats(0, 2e9)))
+    return Block(spec, draw(st.integers(0, 10**6)), count, data, missing, {"timestamp": times})
+
+
+def _pixels(dtype: np.dtype[Any]) -> st.SearchStrategy[Any]:
+    if dtype.kind == "f":
+        return st.floats(-1e6, 1e6, width=32)
+    return hnp.from_dtype(dtype)

@@ -1,0 +1,370 @@
+"""Memory that nothing can leak, and a ring that never hands out what is in use."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from lima2py.errors import BadParameter, LimaError
+from lima2py.frame import FrameSpec
+from lima2py.memory import (
+    BLOCK_BYTES,
+    MAX_FRAMES_PER_BLOCK,
+    PAGE,
+    Allocator,
+    Buffer,
+    Handle,
+    Heap,
+    MemorySettings,
+    Placed,
+    Ring,
+    RingShape,
+    Shared,
+    attach,
+    slot_views,
+)
+from lima2py.testing.strategies import specs
+
+ALLOCATORS = {
+    "heap": Heap(),
+    "shared": Shared(),
+    "placed": Placed(Shared(), MemorySettings()),
+}
+
+OWNER = """
+import sys, msgspec, numpy as np
+from lima2py.memory import Shared
+buffer = Shared().allocate(100_000)
+buffer.bytes[:] = np.arange(len(buffer.bytes)) % 251
+print(msgspec.json.encode(buffer.handle).decode(), flush=True)
+for line in sys.stdin:
+    buffer.bytes[0] = int(line)
+    print("done", flush=True)
+"""
+
+READER = """
+import sys, msgspec
+from lima2py.memory import Handle, attach
+buffer = attach(msgspec.json.decode(sys.argv[1], type=Handle))
+print(int(buffer.bytes.sum()), buffer.bytes.flags.writeable)
+"""
+
+
+@contextmanager
+def python(code: str) -> Iterator[subprocess.Popen[str]]:
+    """Another process, killed at the end if it still lives."""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    """The next line a process prints."""
+    assert process.stdout is not None
+    return process.stdout.readline()
+
+
+def run(code: str, *arguments: str) -> str:
+    """What a process prints."""
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def shared_maps(pid: int | str = "self") -> list[str]:
+    """The lines about shared memory among what a process has mapped."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return [text for text in lines if "memfd:lima2py" in text or "/dev/shm" in text]
+
+
+@pytest.mark.parametrize("name", ALLOCATORS)
+@pytest.mark.parametrize("nbytes", [1, PAGE, PAGE + 1, 10**6])
+def test_memory_comes_zeroed_and_aligned_and_all_of_it_can_be_written(
+    name: str, nbytes: int
+) -> None:
+    buffer = ALLOCATORS[name].allocate(nbytes)
+    assert nbytes <= buffer.bytes.nbytes < nbytes + PAGE
+    assert buffer.bytes.ctypes.data % PAGE == 0
+    assert not buffer.bytes.any()
+    buffer.bytes[:] = 0xA5
+    assert (buffer.bytes == 0xA5).all()
+    buffer.close()
+
+
+@pytest.mark.parametrize("name", ALLOCATORS)
+def test_nothing_stays_open_or_mapped_and_arrays_outlive_the_buffer(name: str) -> None:
+    before = len(os.listdir("/proc/self/fd")), shared_maps()
+    buffer = ALLOCATORS[name].allocate(PAGE)
+    array = buffer.bytes
+    array[:] = 7
+    buffer.close()
+    buffer.close()
+    assert buffer.bytes.size == 0
+    assert (array == 7).all()
+    del array
+    assert (len(os.listdir("/proc/self/fd")), shared_maps()) == before
+
+
+@pytest.mark.parametrize("name", ALLOCATORS)
+def test_more_than_this_host_has_is_refused_with_what_it_has(name: str) -> None:
+    with pytest.raises(LimaError, match=r"TiB of memory asked, .* available .*smaller ring"):
+        ALLOCATORS[name].allocate(2**60)
+
+
+def test_private_memory_has_no_handle() -> None:
+    assert Heap().allocate(1).handle is None
+
+
+def test_another_process_reads_shared_memory_and_cannot_write_it() -> None:
+    buffer = Shared().allocate(100_000)
+    buffer.bytes[:] = np.arange(len(buffer.bytes)) % 251
+    handle = msgspec.json.encode(buffer.handle).decode()
+    assert run(READER, handle) == f"{int(buffer.bytes.sum())} False"
+    buffer.close()
+
+
+def test_shared_memory_has_no_name_and_survives_its_owner_only_in_those_who_hold_it() -> None:
+    before = shared_maps()
+    with python(OWNER) as owner:
+        handle = msgspec.json.decode(line(owner), type=Handle)
+        assert handle.pid == owner.pid
+        assert [" (deleted)" in text for text in shared_maps(owner.pid)] == [True]
+        buffer = attach(handle)
+        expected = np.arange(handle.nbytes) % 251
+        np.testing.assert_array_equal(buffer.bytes, expected)
+        assert not buffer.bytes.flags.writeable
+
+        assert owner.stdin is not None
+        print(99, file=owner.stdin, flush=True)
+        assert line(owner) == "done\n"
+        assert buffer.bytes[0] == 99
+
+        owner.send_signal(signal.SIGKILL)
+        owner.wait()
+        np.testing.assert_array_equal(buffer.bytes[1:], expected[1:])
+        with pytest.raises(LimaError, match=f"shared memory of process {handle.pid}: No such"):
+            attach(handle)
+    assert len(shared_maps()) == len(before) + 1
+    buffer.close()
+    assert shared_maps() == before
+
+
+def test_memory_that_is_not_the_one_meant_is_refused() -> None:
+    buffer = Shared().allocate(PAGE)
+    handle = buffer.handle
+    assert handle is not None
+    for wrong in (
+        msgspec.structs.replace(handle, inode=handle.inode + 1),
+        msgspec.structs.replace(handle, nbytes=handle.nbytes * 2),
+    ):
+        with pytest.raises(LimaError, match="it has been replaced"):
+            attach(wrong)
+    with pytest.raises(LimaError, match="on another host"):
+        attach(msgspec.structs.replace(handle, host="elsewhere"))
+    buffer.close()
+    with pytest.raises(LimaError, match=f"shared memory of process {os.getpid()}"):
+        attach(handle)
+
+
+def test_locking_more_than_allowed_is_refused_with_the_way_to_allow_it() -> None:
+    script = """
+import os, resource
+from lima2py.memory import *
+resource.setrlimit(resource.RLIMIT_MEMLOCK, (4096, 4096))
+if os.geteuid() == 0:
+    os.setuid(65534)
+before = len(os.listdir("/proc/self/fd"))
+try:
+    Placed(Shared(), MemorySettings(locked=True)).allocate(2**20)
+except LimaError as error:
+    print(error, len(os.listdir("/proc/self/fd")) - before)
+"""
+    assert re.fullmatch(
+        r"locking 1 MiB of memory: .*; raise the limit \(ulimit -l, LimitMEMLOCK= .*\)"
+        r" or set locked: false 0",
+        run(script),
+    )
+
+
+def placed(settings: MemorySettings) -> Buffer:
+    """Memory as the settings say; skips where this host's rules for programs forbid it."""
+    try:
+        return Placed(Shared(), settings).allocate(2**20)
+    except LimaError as error:
+        if "not permitted" in str(error) or "Cannot allocate" in str(error):
+            pytest.skip(f"not allowed here: {error}")
+        raise
+
+
+def test_locked_memory_counts_as_locked() -> None:
+    def locked() -> int:
+        found = re.search(r"VmLck:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        assert found
+        return int(found[1])
+
+    before = locked()
+    buffer = placed(MemorySettings(locked=True))
+    assert locked() == before + 1024
+    buffer.close()
+    assert locked() == before
+
+
+def test_memory_is_bound_to_the_numa_node_asked_for() -> None:
+    buffer = placed(MemorySettings(numa_node=0))
+    maps = Path("/proc/self/numa_maps")
+    if not maps.exists():
+        pytest.skip("this kernel does not tell where memory lies")
+    start = f"{buffer.bytes.ctypes.data:x} "
+    (found,) = [text for text in maps.read_text().splitlines() if text.startswith(start)]
+    assert "bind:0" in found
+    buffer.close()
+
+
+def test_a_numa_node_that_is_not_there_is_refused_with_those_that_are() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(LimaError, match=r"numa_node 99: this host has \[0"):
+        Placed(Shared(), MemorySettings(numa_node=99)).allocate(PAGE)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_process_runs_only_on_the_processors_asked_for() -> None:
+    cpu = max(os.sched_getaffinity(0))
+    script = (
+        "import os; from lima2py.memory import *;"
+        f" MemorySettings(cpus=({cpu},)).apply_affinity(); print(os.sched_getaffinity(0))"
+    )
+    assert run(script) == f"{{{cpu}}}"
+
+
+def test_a_processor_that_is_not_there_is_refused_with_those_that_are() -> None:
+    before = os.sched_getaffinity(0)
+    with pytest.raises(LimaError, match=r"cpus \[4711\]: this host allows \[\d"):
+        MemorySettings(cpus=(4711,)).apply_affinity()
+    MemorySettings().apply_affinity()
+    assert os.sched_getaffinity(0) == before
+
+
+def test_settings_are_written_with_units() -> None:
+    settings = MemorySettings.load({"ring": "2 GiB", "cpus": [0, 1]}, "system.yaml")
+    assert (settings.ring, settings.cpus) == (2**31, (0, 1))
+    with pytest.raises(BadParameter, match=r"ring: should be .* 65536; given: \"1 KiB\""):
+        MemorySettings.load({"ring": "1 KiB"}, "system.yaml")
+
+
+large_specs = st.builds(
+    FrameSpec.dense,
+    st.integers(1, 5000),
+    st.integers(1, 5000),
+    st.sampled_from(["u1", "u2", "f8"]),
+    bands=st.integers(1, 3),
+)
+
+
+@given(large_specs, st.integers(2**16, 2**36), st.integers(1, 3000))
+def test_a_ring_is_cut_within_its_memory(spec: FrameSpec, ring: int, group: int) -> None:
+    least = 3 * -(-spec.nbytes // PAGE) * PAGE
+    if ring < least:
+        with pytest.raises(LimaError, match="needs at least 3: make it"):
+            RingShape.plan(spec, ring, group)
+        ring = least
+    shape = RingShape.plan(spec, ring, group)
+    assert shape.nbytes == shape.slots * shape.stride <= ring
+    assert shape.slots >= 3
+    assert shape.stride % PAGE == 0
+    assert shape.stride >= shape.frames * spec.nbytes
+    assert 1 <= shape.frames <= MAX_FRAMES_PER_BLOCK
+    if shape.frames > 1:
+        assert shape.slots >= 8
+        assert shape.frames * spec.nbytes <= BLOCK_BYTES
+    if group > 1:
+        assert shape.frames <= group
+
+
+def test_small_frames_travel_together_and_large_ones_alone() -> None:
+    assert RingShape.plan(FrameSpec.dense(64, 64, "u2"), 2**28).frames == 256
+    assert RingShape.plan(FrameSpec.dense(8, 8, "u1"), 2**28).frames == MAX_FRAMES_PER_BLOCK
+    assert RingShape.plan(FrameSpec.dense(2048, 2048, "u2"), 2**28) == (1, 32, 2**23)
+
+
+@settings(max_examples=30)
+@given(specs(), st.sampled_from(list(ALLOCATORS.values())))
+def test_slots_do_not_overlap(spec: FrameSpec, allocator: Allocator) -> None:
+    ring = Ring(spec, RingShape.plan(spec, 2**16), allocator)
+    for slot in range(ring.shape.slots):
+        view = ring.view(slot)
+        assert view.shape == (ring.shape.frames, *spec.shape)
+        assert view.dtype == spec.dtype
+        view.view(np.uint8)[:] = slot + 1
+    for slot, same in enumerate(slot_views(ring.buffer, spec, ring.shape)):
+        assert (same.view(np.uint8) == slot + 1).all()
+    del view, same
+    ring.close()
+    ring.close()
+
+
+class RingMachine(RuleBasedStateMachine):
+    """A ring against a plain list of the slots that are in use."""
+
+    @initialize(slots=st.integers(3, 6))
+    def build(self, slots: int) -> None:
+        spec = FrameSpec.dense(4, 4, "u2")
+        self.ring = Ring(spec, RingShape(1, slots, PAGE), Heap())
+        self.in_use: deque[int] = deque()
+        self.peak = 0
+
+    @rule()
+    def take(self) -> None:
+        slot = self.ring.take()
+        if slot is None:
+            assert len(self.in_use) == self.ring.shape.slots
+            return
+        assert 0 <= slot < self.ring.shape.slots
+        assert slot not in self.in_use
+        self.in_use.append(slot)
+        self.peak = max(self.peak, len(self.in_use))
+
+    @precondition(lambda self: self.in_use)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        slot = data.draw(st.sampled_from(sorted(self.in_use)))
+        self.in_use.remove(slot)
+        self.ring.release(slot)
+
+    @precondition(lambda self: self.in_use)
+    @rule()
+    def give_back_and_take_again(self) -> None:
+        slot = self.in_use[-1]
+        self.ring.give_back(slot)
+        assert self.ring.take() == slot
+
+    @invariant()
+    def counts_what_is_in_use(self) -> None:
+        assert self.ring.used == len(self.in_use)
+        assert self.ring.peak == self.peak
+
+    def teardown(self) -> None:
+        if hasattr(self, "ring"):
+            self.ring.close()
+
+
+RingMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30)
+TestARingNeverHandsOutASlotInUse = RingMachine.TestCase

@@ -1,0 +1,137 @@
+"""Messages survive the wire, and nothing else gets through."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lima2py.errors import ProtocolError
+from lima2py.frame import Absence, Block, Fate, FrameSpec
+from lima2py.transport import wire
+
+SPEC = FrameSpec.dense(3, 4, "uint16")
+absences = st.dictionaries(
+    st.integers(0, 19),
+    st.builds(Absence, st.sampled_from(list(Fate)), st.text(max_size=5), st.text(max_size=5)),
+)
+messages = st.one_of(
+    st.builds(wire.Start, st.text(), st.integers(0, 9)),
+    st.builds(wire.End, st.text(), st.integers(0, 9), st.booleans()),
+    st.builds(
+        wire.Closed,
+        st.text(),
+        st.integers(0, 9),
+        st.text(),
+        st.dictionaries(st.text(), st.lists(st.text())),
+        st.lists(st.text()),
+    ),
+)
+
+
+@given(messages)
+def test_a_message_comes_back_as_it_was(message: wire.Message) -> None:
+    assert wire.decode(wire.encode(message)) == message
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes_are_refused(content: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        wire.decode(content)
+
+
+@given(st.binary(max_size=200))
+def test_random_bytes_behind_the_magic_are_refused(content: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        wire.decode(wire.MAGIC + bytes([wire.VERSION]) + content)
+
+
+@given(messages, st.data())
+def test_a_changed_message_is_refused_or_is_another_message(
+    message: wire.Message, data: st.DataObject
+) -> None:
+    content = bytearray(wire.encode(message))
+    at = data.draw(st.integers(0, len(content) - 1))
+    content[at] ^= data.draw(st.integers(1, 255))
+    try:
+        decoded = wire.decode(bytes(content))
+    except ProtocolError:
+        return
+    assert decoded != message
+
+
+def test_another_version_is_refused_with_both_versions() -> None:
+    content = bytearray(wire.encode(wire.Start("r", 0)))
+    content[4] = 9
+    with pytest.raises(ProtocolError, match="version 9; this node speaks 1"):
+        wire.decode(bytes(content))
+
+
+@given(absences)
+def test_absences_come_back_as_they_were(found: dict[int, Absence]) -> None:
+    ranges = wire.pack_absences(found)
+    assert wire.unpack_absences(ranges, 20) == found
+    plain = msgspec.msgpack.decode(msgspec.msgpack.encode(ranges))
+    assert wire.unpack_absences(plain, 20) == found
+
+
+def test_equal_absences_of_neighbours_travel_as_one() -> None:
+    gap = Absence(Fate.DETECTOR_GAP, "simulator")
+    assert len(wire.pack_absences(dict.fromkeys(range(1000), gap))) == 1
+
+
+def test_an_absence_beyond_the_block_is_refused() -> None:
+    with pytest.raises(ProtocolError, match="block of 4 frames"):
+        wire.unpack_absences([(3, 2, 10, "x", "")], 4)
+    with pytest.raises(ProtocolError, match="unknown fate 77"):
+        wire.unpack_absences([(0, 1, 77, "x", "")], 4)
+
+
+def _message(block: Block) -> wire.BlockMessage:
+    return wire.BlockMessage(
+        "run",
+        1,
+        2,
+        block.index,
+        block.count,
+        -1,
+        wire.pack_absences(block.absences),
+        wire.pack_columns(block.columns),
+    )
+
+
+@given(st.integers(1, 20), st.integers(0, 10**12))
+def test_a_block_comes_back_as_it_was(count: int, index: int) -> None:
+    data = np.arange(count * 12, dtype=np.uint16).reshape(count, 1, 3, 4)
+    gone = {0: Absence(Fate.CORRUPT, "plugin", "crc")} if count > 1 else {}
+    block = Block(SPEC, index, count, data, gone, {"timestamp": np.linspace(0, 1, count)}, (1, 2))
+    back = wire.block_of(_message(block), SPEC, data.tobytes())
+    assert (back.index, back.count, back.absences, back.origin) == (index, count, gone, (1, 2))
+    assert back.data is not None
+    np.testing.assert_array_equal(back.data, data)
+    np.testing.assert_array_equal(back.columns["timestamp"], block.columns["timestamp"])
+
+
+@pytest.mark.parametrize("wrong", [b"", b"x" * 23, b"x" * 25])
+def test_pixels_of_the_wrong_size_are_refused(wrong: bytes) -> None:
+    block = Block(SPEC, 0, 1, np.zeros((1, 1, 3, 4), np.uint16))
+    with pytest.raises(ProtocolError, match="not 24"):
+        wire.block_of(_message(block), SPEC, wrong)
+
+
+def test_missing_pixels_are_refused_unless_all_are_absent() -> None:
+    block = Block(SPEC, 0, 2, np.zeros((2, 1, 3, 4), np.uint16))
+    with pytest.raises(ProtocolError, match="without pixels"):
+        wire.block_of(_message(block), SPEC, None)
+    gone = Block.absent(SPEC, 0, 2, Absence(Fate.DETECTOR_GAP, "x"))
+    assert wire.block_of(_message(gone), SPEC, None).data is None
+
+
+@pytest.mark.parametrize(
+    "column", [("|O8", b"12345678"), ("<f8", b"1234567"), ("<f8", b"1" * 16), ("nonsense", b"")]
+)
+def test_columns_that_are_not_one_number_a_frame_are_refused(column: tuple[str, bytes]) -> None:
+    with pytest.raises(ProtocolError, match="column c"):
+        wire.unpack_columns({"c": column}, 1)
