@@ -56,7 +56,7 @@ docs: $(VENV)/dev
 	@echo 'read docs/_build/index.html'
 
 bench: $(VENV)/dev
-	$(BIN)/python benchmarks
+	$(BIN)/python -m benchmarks
 
 clean:
 	rm -rf $(VENV) build docs/_build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

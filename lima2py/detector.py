@@ -75,6 +75,7 @@ class Capabilities(NamedTuple):
         roi: whether it can read out a part of itself.
         binnings: the `(x, y)` binnings it can do.
         max_frames: the most frames of one acquisition; None if there is no limit.
+        ends: whether it has an end of its own (recorded frames): nb_frames 0 is all it has.
         columns: per-frame values it adds besides the timestamp: name and dtype.
     """
 
@@ -84,6 +85,7 @@ class Capabilities(NamedTuple):
     roi: bool = False
     binnings: tuple[tuple[int, int], ...] = ((1, 1),)
     max_frames: int | None = None
+    ends: bool = False
     columns: Mapping[str, str] = {}
 
     def check(self, acquisition: Acquisition, info: DetectorInfo) -> None:

@@ -257,13 +257,16 @@ class RingShape(NamedTuple):
     stride: int
 
     @classmethod
-    def plan(cls, spec: FrameSpec, ring_bytes: int, group: int = 1) -> RingShape:
+    def plan(
+        cls, spec: FrameSpec, ring_bytes: int, group: int = 1, nb_frames: int = 0
+    ) -> RingShape:
         """Cut about `ring_bytes` into slots for frames of one spec.
 
         Args:
             spec: what a frame looks like.
             ring_bytes: the memory to use.
             group: frames that must stay together; a slot never straddles two groups.
+            nb_frames: frames of the acquisition, which need no more slots; 0 if endless.
 
         Raises:
             LimaError: if not even three frames fit.
@@ -275,6 +278,8 @@ class RingShape(NamedTuple):
             frames = min(frames, group)
         stride = _pages(frames * spec.nbytes)
         slots = ring_bytes // stride
+        if nb_frames:
+            slots = min(slots, max(3, nb_frames))
         if slots < 3:
             raise LimaError(
                 f"a ring of {as_size(ring_bytes)} holds {slots} frames of {as_size(spec.nbytes)}"

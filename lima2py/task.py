@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, PrivateAttr
 
@@ -79,6 +79,9 @@ class RunContext:
 
 class Task(Model, ABC):
     """The base of every task."""
+
+    takes_absent: ClassVar[bool] = False
+    """Whether `process` is also given blocks in which every frame is absent."""
 
     _spec: FrameSpec = PrivateAttr()
     """What comes out; set by `prepare` of most tasks."""

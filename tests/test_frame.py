@@ -20,9 +20,7 @@ COUNTERS = np.dtype([("min", "<f8"), ("n", "<u4")])
 any_spec = st.one_of(
     specs(),
     st.builds(
-        lambda chain, dtype: FrameSpec.dense(
-            *chain.image, dtype, to_detector=chain.to_detector, detector_shape=chain.detector
-        ),
+        lambda chain, dtype: chain.spec(dtype),
         chains(),
         pixel_types(),
     ),

@@ -60,24 +60,27 @@ def test_a_box_off_the_pixels_is_refused_with_the_smallest_one_around_it_that_is
 ) -> None:
     to_detector = chain.to_detector
     box = data.draw(boxes(to_detector.covered(chain.box)))
+    nearest = nearest_to(box, to_detector)
+    local = to_detector.local(nearest)
+    assert local.inside(chain.box)
+    assert to_detector.covered(local) == nearest
+    assert box.inside(nearest)
+    for smaller in (
+        Roi(local.x + 1, local.y, local.width - 1, local.height),
+        Roi(local.x, local.y + 1, local.width, local.height - 1),
+        Roi(local.x, local.y, local.width - 1, local.height),
+        Roi(local.x, local.y, local.width, local.height - 1),
+    ):
+        assert not box.inside(to_detector.covered(smaller))
+
+
+def nearest_to(box: Roi, to_detector: Affine) -> Roi:
+    """A box of detector pixels, or the one that is offered when it is refused."""
     try:
-        local = to_detector.local(box)
+        to_detector.local(box)
     except NotOnPixels as error:
-        nearest = error.nearest
-        assert box.inside(nearest)
-        assert nearest != box
-        local = to_detector.local(nearest)
-        assert local.inside(chain.box)
-        assert str(nearest) in str(error)
-        for smaller in (
-            Roi(local.x + 1, local.y, local.width - 1, local.height),
-            Roi(local.x, local.y + 1, local.width, local.height - 1),
-            Roi(local.x, local.y, local.width - 1, local.height),
-            Roi(local.x, local.y, local.width, local.height - 1),
-        ):
-            assert not box.inside(to_detector.covered(smaller))
-    else:
-        assert to_detector.covered(local) == box
+        return error.nearest
+    return box
 
 
 def test_a_box_off_the_pixels_is_really_refused() -> None:

@@ -110,7 +110,7 @@ class Replay(Detector):
     @property
     def capabilities(self) -> Capabilities:
         """See `Detector`."""
-        return Capabilities()
+        return Capabilities(ends=self.loops > 0)
 
     def prepare(self, acquisition: Acquisition, share: Share) -> Acquisition:
         """See `Detector`. nb_frames 0 means all there is."""

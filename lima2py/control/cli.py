@@ -288,7 +288,7 @@ def default_frames(system: System) -> int:
     """How many frames to take when nobody says: all there are, if the detector has an end."""
     plugin = open_detector(system.detector, system.set, system.base)
     try:
-        return plugin.capabilities.max_frames or DEFAULT_FRAMES
+        return 0 if plugin.capabilities.ends else DEFAULT_FRAMES
     finally:
         plugin.close()
 

@@ -72,7 +72,7 @@ class Flow:
                     rows[track - 1] = step.task.write(given)
                 except Exception as error:
                     failed.append((track, self._not_saved(step.name, error)))
-            elif given.data is None:
+            elif given.data is None and not step.task.takes_absent:
                 values[position] = given.carry(step.spec, None)
             else:
                 made = self._run(step, given)

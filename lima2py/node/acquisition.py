@@ -119,7 +119,7 @@ class AcquisitionRun(Run):
         spec = detector.describe(asked)
         plan = Plan.make(read_graph(order.graph), spec)
         super().__init__(order.run, node.who, plan)
-        shape = RingShape.plan(spec, settings.ring, plan.group)
+        shape = RingShape.plan(spec, settings.ring, plan.group, asked.nb_frames)
         group = max(plan.group, shape.frames // plan.group * plan.group)
         self.order = order
         self.detector = detector

@@ -66,6 +66,12 @@ class Event(NamedTuple):
     after: State
 
 
+class _Place:
+    """What the machine moves: it puts its own methods there, out of everybody's way."""
+
+    state: State
+
+
 class Life:
     """One life, moved by commands only; safe to use from several threads.
 
@@ -73,14 +79,13 @@ class Life:
         who: whose life, for the complaints: `acquisition node acq0`.
     """
 
-    state: State
-
     def __init__(self, who: str):
         self.who = who
         self.story: list[Event] = []
         self._changed = threading.Condition()
+        self._place = _Place()
         self._machine = LockedMachine(
-            model=self,
+            model=self._place,
             states=State,
             initial=State.IDLE,
             transitions=[
@@ -88,9 +93,12 @@ class Life:
                 for command, sources, target in TRANSITIONS
             ],
             auto_transitions=False,
-            model_override=True,
-            send_event=False,
         )
+
+    @property
+    def state(self) -> State:
+        """Where it is."""
+        return self._place.state
 
     def do(self, command: str) -> None:
         """Obey a command.
@@ -101,7 +109,7 @@ class Life:
         with self._changed:
             before = self.state
             try:
-                self._machine.events[command].trigger(self)
+                self._machine.events[command].trigger(self._place)
             except MachineError:
                 raise BadCommand(self.refusal(command)) from None
             self.story.append(Event(time.time(), before, command, self.state))

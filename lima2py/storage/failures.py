@@ -53,6 +53,20 @@ def failure(path: str | Path, what: str, error: Exception) -> StorageError:
     return StorageError(f"{path} {what}: {reason}{_room(path)}; {advice}")
 
 
+def unreadable(path: str | Path, error: Exception) -> StorageError:
+    """The error for a person whose file cannot be opened or read."""
+    text = " ".join(str(error).split())
+    if number := _errno(error):
+        reason = os.strerror(number)
+    elif "signature not found" in text:
+        reason = "it is not an HDF5 file"
+    elif "truncated" in text or "addr overflow" in text:
+        reason = "it is cut off: its writer or a copy was interrupted"
+    else:
+        reason = text or repr(error)
+    return StorageError(f"{path} cannot be read: {reason}")
+
+
 def _errno(error: Exception) -> int:
     """The number of the system's error; HDF5 often has it in its text alone."""
     if isinstance(error, OSError) and error.errno:

@@ -37,7 +37,7 @@ from lima2py.task import RunContext
 
 ENTRY = "entry_0000"
 CREATOR = "LIMA2PY"
-RECORD_CHUNK = 4096
+RECORD_CHUNK = 1024
 """Frames per chunk of the per-frame records."""
 MAX_CURVES = 32
 """The most rows of a table that are plotted."""
@@ -154,6 +154,7 @@ def _describe_run(group: h5py.Group, spec: FrameSpec, run: RunContext) -> None:
     group["nb_frames"] = run.nb_frames
     group["spec"] = as_json(spec.plain())
     group["graph"] = safe_text(run.graph)
+    group["detector"] = as_json(run.detector)
     parameters = new_group(group, "parameters", "NXcollection")
     hashes = run.parameters.digests()
     for name, values in run.parameters._asdict().items():
@@ -183,7 +184,7 @@ def describe_data(data: h5py.Dataset, spec: FrameSpec) -> None:
 
 
 def new_record(detector: h5py.Group, path: str, dtype: np.dtype[Any]) -> h5py.Dataset:
-    """A dataset that will hold one value for each frame."""
+    """A dataset that one value for each frame can be appended to."""
     record = detector.create_dataset(
         path,
         (0,),
@@ -192,10 +193,15 @@ def new_record(detector: h5py.Group, path: str, dtype: np.dtype[Any]) -> h5py.Da
         chunks=(RECORD_CHUNK,),
         fillvalue=np.nan if dtype.kind == "f" else None,
     )
+    describe_record(record, path)
+    return record
+
+
+def describe_record(record: h5py.Dataset, path: str) -> None:
+    """Say what a per-frame value is."""
     if path == "frames/timestamp":
         record.attrs["units"] = "s"
         record.attrs["meaning"] = "seconds since 1970-01-01 UTC"
-    return record
 
 
 def unknown(count: int, dtype: np.dtype[Any]) -> Array:

@@ -28,12 +28,12 @@ from lima2py.storage.layout import (
     add_absences,
     curves,
     describe_data,
+    describe_record,
     iso_time,
     lay_out,
     link,
     new_absences,
     new_group,
-    new_record,
     safe_text,
     unknown,
 )
@@ -102,6 +102,7 @@ def write_master(
             with h5py.File(temporary, "x", libver=("v110", "v110"), locking=False) as file:
                 problems = _write(file, table, node_files, spec, run)
                 _write_ending(file[ENTRY], table, outcome, [*errors, *problems])
+                _write_files(file[ENTRY]["lima2py"], node_files)
                 file.attrs["file_name"] = Path(path).name
             os.replace(temporary, path)
         finally:
@@ -152,9 +153,8 @@ def _write(
     data = virtual.create(detector, "data", nb_frames, spec, parts)
     describe_data(data, spec)
     for path, values in records.items():
-        record = new_record(detector, path, FATE_TYPE if path == "frames/fate" else values.dtype)
-        record.resize((nb_frames,))
-        record[:] = values
+        dtype = FATE_TYPE if path == "frames/fate" else values.dtype
+        describe_record(detector.create_dataset(path, data=values, dtype=dtype), path)
     new_absences(detector)
     add_absences(detector["absences"], absence_ranges(_absences(table)), 0)
     link(detector, spec)
@@ -219,3 +219,16 @@ def _write_ending(
     fates, numbers = np.unique(table.fate, return_counts=True)
     for fate, number in zip(fates.tolist(), numbers.tolist(), strict=True):
         counts[Fate(fate).word] = number
+
+
+def _write_files(group: h5py.Group, node_files: Mapping[int, Sequence[str]]) -> None:
+    """Name the nodes' files, relative to the master."""
+    folder = Path(group.file.filename).parent
+    named = [
+        (rank, safe_text(os.path.relpath(path, folder)))
+        for rank, paths in sorted(node_files.items())
+        for path in paths
+    ]
+    files = new_group(group, "files", "NXcollection")
+    files.create_dataset("node", data=[rank for rank, _ in named], dtype="i2")
+    files.create_dataset("name", data=[name for _, name in named], dtype=TEXT_TYPE)

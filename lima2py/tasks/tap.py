@@ -69,6 +69,8 @@ class Tap(Task):
     history: Annotated[int, Field(ge=1)] = 16
     """The most frames that are kept, on each node; they are the memory this task takes."""
 
+    takes_absent = True
+
     _pause: float = 0.0
     _due: float = 0.0
     _kept: deque[TapFrame] = PrivateAttr(default_factory=deque)

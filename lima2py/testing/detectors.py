@@ -303,10 +303,10 @@ class DetectorTests:
         )
         known = detector.info, detector.capabilities, detector.describe(acquisition)
         prepared, spec = prepare_and_start(detector, acquisition)
-        detector.describe(other)
         detector.describe_all()
         detector.temperatures()
         assert (detector.info, detector.capabilities, detector.describe(prepared)) == known
+        detector.describe(other)
         if acquisition.trigger_mode is not TriggerMode.SOFTWARE:
             assert len(self._rest(detector, spec, 0, self.nb_frames)) == self.nb_frames
 

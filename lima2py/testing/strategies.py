@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from numpy.typing import DTypeLike
 
 from lima2py.frame import Absence, Array, Block, Fate, FrameSpec
 from lima2py.geometry import Affine, Roi
@@ -69,6 +70,16 @@ class Chain:
     def box(self) -> Roi:
         """The whole image after the last step."""
         return Roi(0, 0, self.image[1], self.image[0])
+
+    def spec(self, dtype: DTypeLike) -> FrameSpec:
+        """What comes after the last step, if the pixels there have this type."""
+        return FrameSpec(
+            "dense",
+            (1, *self.image),
+            np.dtype(dtype),
+            self.to_detector,
+            detector_shape=self.detector,
+        )
 
 
 def pixel_types() -> st.SearchStrategy[np.dtype[Any]]:

@@ -101,9 +101,7 @@ def test_a_pixel_is_masked_if_any_detector_pixel_under_it_is(
 ) -> None:
     mask = np.random.default_rng(seed).random(chain.detector) < density
     np.save(scratch, mask)
-    spec = FrameSpec.dense(
-        *chain.image, "u1", to_detector=chain.to_detector, detector_shape=chain.detector
-    )
+    spec = chain.spec("u1")
     found = masked(scratch, spec, np.ones((1, *spec.shape), "u1"))[0, 0] == 0
     for y, x in np.ndindex(*spec.image):
         under = chain.to_detector.covered(Roi(x, y, 1, 1))

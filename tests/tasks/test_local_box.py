@@ -16,9 +16,7 @@ from lima2py.testing.strategies import Chain, boxes, chains
 
 @given(chains(), st.data())
 def test_it_is_found_where_it_lies(chain: Chain, data: st.DataObject) -> None:
-    spec = FrameSpec.dense(
-        *chain.image, "u2", to_detector=chain.to_detector, detector_shape=chain.detector
-    )
+    spec = chain.spec("u2")
     local = data.draw(boxes(spec.box))
     assert local_box(chain.to_detector.covered(local), spec, "box") == local
 

@@ -165,9 +165,7 @@ def test_bins_that_do_not_divide_are_refused_with_the_sum_and_a_crop_that_helps(
 
 @given(chains(), st.integers(1, 9), st.integers(1, 9))
 def test_the_crop_that_is_offered_does_help(chain: Chain, x: int, y: int) -> None:
-    spec = FrameSpec.dense(
-        *chain.image, "f4", to_detector=chain.to_detector, detector_shape=chain.detector
-    )
+    spec = chain.spec("f4")
     try:
         Bin(by=(x, y)).prepare(spec)
     except BadParameter as error:

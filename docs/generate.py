@@ -1,0 +1,268 @@
+"""Write into the documents what the code knows best: its tables, fields, messages and options.
+
+    python docs/generate.py            writes
+    python docs/generate.py --check    says which pages are not what the code says; status 1 if any
+
+What is written stands between `<!-- generated: NAME -->` and `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import typer
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from lima2py.units import Model
+
+Model.model_config["use_attribute_docstrings"] = True  # before any model that is derived from it
+
+from lima2py import plugins  # noqa: E402
+from lima2py.acquisition import Acquisition, TriggerMode  # noqa: E402
+from lima2py.control.cli import app  # noqa: E402
+from lima2py.detector import Detector, DetectorInfo, ModulePlace  # noqa: E402
+from lima2py.detector_file import known_detectors  # noqa: E402
+from lima2py.frame import FATES  # noqa: E402
+from lima2py.graph.definition import known_graphs, task_class  # noqa: E402
+from lima2py.graph.schema import graph_schema  # noqa: E402
+from lima2py.memory import MemorySettings  # noqa: E402
+from lima2py.node import orders  # noqa: E402
+from lima2py.node.life import TRANSITIONS, Outcome, State, diagram  # noqa: E402
+from lima2py.session.system import NodePlace, ProcessingPlace, System  # noqa: E402
+from lima2py.storage import layout  # noqa: E402
+from lima2py.transport import rpc, wire  # noqa: E402
+
+DOCS = Path(__file__).parent
+SCHEMA = DOCS / "reference" / "graph.schema.json"
+PLACE = re.compile(r"(<!-- generated: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+WIDTH = 96
+
+
+def fates() -> str:
+    """Every fate, with who says it."""
+    rows = ((int(fate), f"`{fate.word}`", *said) for fate, said in FATES.items())
+    return table(("code", "fate", "who says it", "meaning"), rows)
+
+
+def states() -> str:
+    """The states, the commands between them, and the outcomes."""
+    rows = (
+        (f"`{command}`", ", ".join(state.value for state in sources), target.value)
+        for command, sources, target in TRANSITIONS
+    )
+    return "\n".join(
+        [
+            f"States: {words(State)}. Outcomes: {words(Outcome)}.",
+            "",
+            table(("command", "allowed while", "leads to"), rows),
+            "```{mermaid}",
+            diagram(),
+            "```",
+            "",
+        ]
+    )
+
+
+def tasks() -> str:
+    """Every task with its parameters."""
+    return "\n".join(
+        section(name, task_class(name, "documents")) for name in plugins.known(plugins.TASKS)
+    )
+
+
+def detectors() -> str:
+    """Every detector that can be opened by name, and the parameters of every plugin."""
+    rows = ((f"`{name}`", about) for name, about in known_detectors().items())
+    parts = [table(("name", "what it is"), rows)]
+    for name in plugins.known(plugins.DETECTORS):
+        parts.append(section(name, plugins.load(plugins.DETECTORS, name, Detector, "documents")))
+    return "\n".join(parts)
+
+
+def detector_info() -> str:
+    """What is known of a detector."""
+    return fields(DetectorInfo) + "\nA module:\n\n" + fields(ModulePlace)
+
+
+def graphs() -> str:
+    """The graphs that come with lima2py."""
+    return table(("graph", "what it is for"), ((f"`{n}`", a) for n, a in known_graphs().items()))
+
+
+def acquisition() -> str:
+    """What is asked of a detector."""
+    modes = re.findall(r'= "(\w+)"\s+"""(.+?)"""', inspect.getsource(TriggerMode))
+    return "\n".join(
+        [fields(Acquisition), table(("trigger_mode", ""), ((f"`{m}`", text) for m, text in modes))]
+    )
+
+
+def system() -> str:
+    """The fields of a system file."""
+    return "\n".join(
+        [
+            fields(System),
+            "A node of `acquisition`:\n",
+            fields(NodePlace),
+            "A node of `processing` has the same fields, and:\n",
+            fields(ProcessingPlace, besides=NodePlace),
+            "`memory`:\n",
+            fields(MemorySettings),
+        ]
+    )
+
+
+def tree() -> str:
+    """The tree of a file, as the module that writes it draws it."""
+    drawn = re.search(r"\n\n((?:    .*\n)+)", layout.__doc__ or "")
+    assert drawn is not None, "lima2py.storage.layout draws no tree"
+    return f"```text\n{inspect.cleandoc(drawn[1])}\n```\n"
+
+
+def messages() -> str:
+    """Messages between acquisition and processing nodes."""
+    kinds = (wire.Start, wire.BlockMessage, wire.End, wire.Done, wire.DoneBlock, wire.Closed,
+             wire.Account)  # fmt: skip
+    return "\n".join(map(struct, kinds))
+
+
+def commands() -> str:
+    """Requests to nodes, answers, and what is said when a run is prepared."""
+    kinds = (rpc.Request, rpc.Answer, orders.AcquisitionOrder, orders.AcquisitionReady,
+             orders.ProcessingOrder, orders.ProcessingReady, orders.ConnectOrder)  # fmt: skip
+    return "\n".join(map(struct, kinds))
+
+
+def command_line() -> str:
+    """The help of every command."""
+    group: Any = typer.main.get_command(app)
+    context = group.make_context("lima2py", [], resilient_parsing=True)
+    parts = []
+    for name, command in group.commands.items():
+        below = typer.Context(command, info_name=name, parent=context)
+        below.terminal_width = below.max_content_width = WIDTH
+        parts += [f"## {name}", "", "```text", command.get_help(below), "```", ""]
+    return "\n".join(parts)
+
+
+SECTIONS: dict[str, Callable[[], str]] = {
+    section.__name__: section
+    for section in (
+        acquisition, command_line, commands, detector_info, detectors, fates, graphs, messages,
+        states, system, tasks, tree,
+    )
+}  # fmt: skip
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A table in Markdown."""
+    head = tuple(head)
+    lines = [head, tuple("---" for _ in head)]
+    lines += [tuple(str(cell).replace("|", r"\|") for cell in row) for row in rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def words(kind: type[Enum]) -> str:
+    """The values of an enumeration."""
+    return ", ".join(f"`{item.value}`" for item in kind)
+
+
+def section(name: str, kind: type[Model]) -> str:
+    """A class that a user sets up: what it does, and its fields."""
+    about = inspect.cleandoc(kind.__doc__ or "")
+    return f"## {name}\n\n{about}\n\n{fields(kind)}"
+
+
+def fields(kind: type[Model], besides: type[Model] | None = None) -> str:
+    """The fields of a model: name, type, default, meaning."""
+    known = besides.model_fields if besides else {}
+    rows = [
+        (f"`{field.alias or name}`", f"`{as_type(kind, name)}`", default(field),
+         " ".join((field.description or "").split()))
+        for name, field in kind.model_fields.items()
+        if name not in known
+    ]  # fmt: skip
+    return table(("field", "type", "default", "meaning"), rows) if rows else "No parameters.\n"
+
+
+def as_type(kind: type[Model], name: str) -> str:
+    """The type of a field as JSON would have it: `integer`, `list of 4`, `text`."""
+    return described(kind.model_json_schema(by_alias=False)["properties"][name])
+
+
+def described(schema: dict[str, Any]) -> str:
+    """A JSON schema in a word or two."""
+    if "anyOf" in schema:
+        kinds = [described(item) for item in schema["anyOf"] if item.get("type") != "null"]
+        return " or ".join(dict.fromkeys(kinds))
+    if "enum" in schema:
+        return " or ".join(map(str, schema["enum"]))
+    if "const" in schema:
+        return str(schema["const"])
+    if "$ref" in schema:
+        return str(schema["$ref"].rpartition("/")[2])
+    kind = schema.get("type", "anything")
+    if kind == "array":
+        count = schema.get("minItems") if schema.get("minItems") == schema.get("maxItems") else None
+        return f"list of {count}" if count else "list"
+    names = {"string": "text", "object": "mapping", "boolean": "true or false"}
+    return names.get(kind, kind)
+
+
+def default(field: FieldInfo) -> str:
+    """What a field is when nobody says."""
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True, validated_data={})
+    if value is PydanticUndefined or isinstance(value, (Path, Model)):
+        return ""
+    return "" if value in (None, "", (), {}) else f"`{plain(value)}`"
+
+
+def plain(value: object) -> str:
+    """A value as YAML has it."""
+    return str(value) if isinstance(value, str) else json.dumps(value)
+
+
+def struct(kind: type[msgspec.Struct]) -> str:
+    """The fields of a message."""
+    about = inspect.cleandoc(kind.__doc__ or "")
+    rows = [(f"`{name}`", f"`{kind.__annotations__[name]}`") for name in kind.__struct_fields__]
+    return f"### {kind.__name__}\n\n{about}\n\n{table(('field', 'type'), rows)}"
+
+
+def renewed() -> Iterator[tuple[Path, str]]:
+    """The files that hold something generated, each with what it should hold."""
+    for page in sorted(DOCS.rglob("*.md")):
+        text = page.read_text()
+        fresh = PLACE.sub(lambda found: f"{found[1]}\n{SECTIONS[found[2]]()}\n{found[3]}", text)
+        if PLACE.search(text):
+            yield page, fresh
+    yield SCHEMA, json.dumps(graph_schema(), indent=1) + "\n"
+
+
+def main() -> int:
+    """Write, or check; the exit status."""
+    stale = [
+        (page, text)
+        for page, text in renewed()
+        if not page.exists() or page.read_text() != text
+    ]
+    for page, text in stale:
+        print(page.relative_to(DOCS.parent), file=sys.stderr)  # noqa: T201
+        if "--check" not in sys.argv:
+            page.write_text(text)
+    return 1 if stale and "--check" in sys.argv else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
