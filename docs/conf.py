@@ -6,12 +6,18 @@ project = "lima2py"
 author = copyright = "The lima2py developers"
 version = release = installed("lima2py")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinxcontrib.mermaid",
+]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build", "changes"]
 html_theme = "furo"
 html_title = "lima2py"
 default_role = "code"  # docstrings quote names with single backticks
+napoleon_use_ivar = True  # attributes stand in the text of their class
 autodoc_default_options = {"members": True, "show-inheritance": False}
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

@@ -12,6 +12,7 @@ import inspect
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from pathlib import Path
@@ -20,9 +21,8 @@ from typing import Any
 import msgspec
 import typer
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
-from lima2py.units import Model
+from lima2py.units import Model, metres, seconds, size_in_bytes
 
 Model.model_config["use_attribute_docstrings"] = True  # before any model that is derived from it
 
@@ -33,7 +33,6 @@ from lima2py.detector import Detector, DetectorInfo, ModulePlace  # noqa: E402
 from lima2py.detector_file import known_detectors  # noqa: E402
 from lima2py.frame import FATES  # noqa: E402
 from lima2py.graph.definition import known_graphs, task_class  # noqa: E402
-from lima2py.graph.schema import graph_schema  # noqa: E402
 from lima2py.memory import MemorySettings  # noqa: E402
 from lima2py.node import orders  # noqa: E402
 from lima2py.node.life import TRANSITIONS, Outcome, State, diagram  # noqa: E402
@@ -42,9 +41,10 @@ from lima2py.storage import layout  # noqa: E402
 from lima2py.transport import rpc, wire  # noqa: E402
 
 DOCS = Path(__file__).parent
-SCHEMA = DOCS / "reference" / "graph.schema.json"
 PLACE = re.compile(r"(<!-- generated: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 WIDTH = 96
+QUANTITIES = {seconds: "time", size_in_bytes: "size", metres: "length"}
+"""What text with a unit is read by, and what it then is."""
 
 
 def fates() -> str:
@@ -82,10 +82,11 @@ def tasks() -> str:
 def detectors() -> str:
     """Every detector that can be opened by name, and the parameters of every plugin."""
     rows = ((f"`{name}`", about) for name, about in known_detectors().items())
-    parts = [table(("name", "what it is"), rows)]
-    for name in plugins.known(plugins.DETECTORS):
-        parts.append(section(name, plugins.load(plugins.DETECTORS, name, Detector, "documents")))
-    return "\n".join(parts)
+    sections = [
+        section(name, plugins.load(plugins.DETECTORS, name, Detector, "documents"))
+        for name in plugins.known(plugins.DETECTORS)
+    ]
+    return "\n".join([table(("name", "what it is"), rows), *sections])
 
 
 def detector_info() -> str:
@@ -123,23 +124,22 @@ def system() -> str:
 
 def tree() -> str:
     """The tree of a file, as the module that writes it draws it."""
-    drawn = re.search(r"\n\n((?:    .*\n)+)", layout.__doc__ or "")
-    assert drawn is not None, "lima2py.storage.layout draws no tree"
-    return f"```text\n{inspect.cleandoc(drawn[1])}\n```\n"
+    (drawn,) = re.findall(r"(?:^    .*\n)+", layout.__doc__ or "", re.MULTILINE)
+    return f"```text\n{textwrap.dedent(drawn)}```\n"
 
 
 def messages() -> str:
     """Messages between acquisition and processing nodes."""
     kinds = (wire.Start, wire.BlockMessage, wire.End, wire.Done, wire.DoneBlock, wire.Closed,
              wire.Account)  # fmt: skip
-    return "\n".join(map(struct, kinds))
+    return "\n".join(struct(kind) for kind in kinds)
 
 
 def commands() -> str:
     """Requests to nodes, answers, and what is said when a run is prepared."""
     kinds = (rpc.Request, rpc.Answer, orders.AcquisitionOrder, orders.AcquisitionReady,
              orders.ProcessingOrder, orders.ProcessingReady, orders.ConnectOrder)  # fmt: skip
-    return "\n".join(map(struct, kinds))
+    return "\n".join(struct(kind) for kind in kinds)
 
 
 def command_line() -> str:
@@ -195,27 +195,32 @@ def fields(kind: type[Model], besides: type[Model] | None = None) -> str:
 
 
 def as_type(kind: type[Model], name: str) -> str:
-    """The type of a field as JSON would have it: `integer`, `list of 4`, `text`."""
-    return described(kind.model_json_schema(by_alias=False)["properties"][name])
+    """The type of a field as a person would say it: `time`, `list of 4`, `text`."""
+    field = kind.model_fields[name]
+    schema = kind.model_json_schema(by_alias=False)
+    said = described(schema["properties"][name], schema.get("$defs", {}))
+    for reader, quantity in QUANTITIES.items():
+        if reader.__name__ in f"{field.annotation} {field.metadata}":
+            said = said.replace("number", quantity).replace("integer", quantity)
+    return said
 
 
-def described(schema: dict[str, Any]) -> str:
+def described(schema: dict[str, Any], known: dict[str, Any]) -> str:
     """A JSON schema in a word or two."""
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return described(known[name], known) if "enum" in known[name] else str(name)
     if "anyOf" in schema:
-        kinds = [described(item) for item in schema["anyOf"] if item.get("type") != "null"]
+        kinds = [described(item, known) for item in schema["anyOf"] if item.get("type") != "null"]
         return " or ".join(dict.fromkeys(kinds))
     if "enum" in schema:
         return " or ".join(map(str, schema["enum"]))
-    if "const" in schema:
-        return str(schema["const"])
-    if "$ref" in schema:
-        return str(schema["$ref"].rpartition("/")[2])
     kind = schema.get("type", "anything")
     if kind == "array":
         count = schema.get("minItems") if schema.get("minItems") == schema.get("maxItems") else None
         return f"list of {count}" if count else "list"
     names = {"string": "text", "object": "mapping", "boolean": "true or false"}
-    return names.get(kind, kind)
+    return names.get(kind, str(kind))
 
 
 def default(field: FieldInfo) -> str:
@@ -223,14 +228,9 @@ def default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True, validated_data={})
-    if value is PydanticUndefined or isinstance(value, (Path, Model)):
+    if isinstance(value, (Path, Model)) or value in (None, "", (), {}):
         return ""
-    return "" if value in (None, "", (), {}) else f"`{plain(value)}`"
-
-
-def plain(value: object) -> str:
-    """A value as YAML has it."""
-    return str(value) if isinstance(value, str) else json.dumps(value)
+    return f"`{value if isinstance(value, str) else json.dumps(value)}`"
 
 
 def struct(kind: type[msgspec.Struct]) -> str:
@@ -241,22 +241,17 @@ def struct(kind: type[msgspec.Struct]) -> str:
 
 
 def renewed() -> Iterator[tuple[Path, str]]:
-    """The files that hold something generated, each with what it should hold."""
+    """The pages that hold something generated, each as it should be."""
     for page in sorted(DOCS.rglob("*.md")):
         text = page.read_text()
         fresh = PLACE.sub(lambda found: f"{found[1]}\n{SECTIONS[found[2]]()}\n{found[3]}", text)
         if PLACE.search(text):
             yield page, fresh
-    yield SCHEMA, json.dumps(graph_schema(), indent=1) + "\n"
 
 
 def main() -> int:
     """Write, or check; the exit status."""
-    stale = [
-        (page, text)
-        for page, text in renewed()
-        if not page.exists() or page.read_text() != text
-    ]
+    stale = [(page, text) for page, text in renewed() if page.read_text() != text]
     for page, text in stale:
         print(page.relative_to(DOCS.parent), file=sys.stderr)  # noqa: T201
         if "--check" not in sys.argv:

@@ -1,1 +1,70 @@
-"""Acquire detector frames, process them while they fly, save them: every one accounted for."""
+"""Acquire detector frames, process them while they fly, save them: every one accounted for.
+
+The names below are all that most scripts need; each is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lima2py.acquisition import Acquisition, TriggerMode
+    from lima2py.errors import (
+        BadCommand,
+        BadGraph,
+        BadParameter,
+        DetectorError,
+        LimaError,
+        NodeError,
+        StorageError,
+    )
+    from lima2py.frame import Absence, Fate, Frame
+    from lima2py.graph.definition import load_graph
+    from lima2py.session.report import Report
+    from lima2py.session.session import Session
+    from lima2py.session.system import System
+
+__all__ = [
+    "Absence",
+    "Acquisition",
+    "BadCommand",
+    "BadGraph",
+    "BadParameter",
+    "DetectorError",
+    "Fate",
+    "Frame",
+    "LimaError",
+    "NodeError",
+    "Report",
+    "Session",
+    "StorageError",
+    "System",
+    "TriggerMode",
+    "load_graph",
+]
+
+_HOMES = {
+    "acquisition": ("Acquisition", "TriggerMode"),
+    "errors": (
+        "BadCommand",
+        "BadGraph",
+        "BadParameter",
+        "DetectorError",
+        "LimaError",
+        "NodeError",
+        "StorageError",
+    ),
+    "frame": ("Absence", "Fate", "Frame"),
+    "graph.definition": ("load_graph",),
+    "session.report": ("Report",),
+    "session.session": ("Session",),
+    "session.system": ("System",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"lima2py.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -270,7 +270,7 @@ class Block:
 
     @property
     def pixels(self) -> Array:
-        """The data of a block that has some; such are all blocks that come to a task."""
+        """The data of a block that has some; only such blocks come to most tasks."""
         if self.data is None:
             raise ValueError(f"none of the frames {self.index} to {self.end - 1} has data")
         return self.data

@@ -35,8 +35,8 @@ from lima2py.node.serve import KINDS, serve
 from lima2py.plugins import TASKS, known, load
 from lima2py.session.session import Session
 from lima2py.session.system import System, open_system
+from lima2py.storage.describe import describe, describe_plain
 from lima2py.storage.picture import draw
-from lima2py.storage.read import describe, describe_plain
 from lima2py.task import Task
 from lima2py.units import as_size
 

@@ -26,7 +26,7 @@ def follow(session: Session, console: Console) -> Report:
 
     The first Ctrl-C stops and drains, the second aborts.
     """
-    view = _View()
+    rates = _Rate()
     stopping = False
     with Live(console=console, auto_refresh=False, transient=True) as live:
         said = time.monotonic()
@@ -36,11 +36,12 @@ def follow(session: Session, console: Console) -> Report:
                 break
             except TimeoutError:
                 progress = session.progress()
+                rate = rates.over(progress.settled)
                 if console.is_terminal:
-                    live.update(view.table(progress), refresh=True)
+                    live.update(_table(progress, rate), refresh=True)
                 elif time.monotonic() - said > QUIET_REFRESH:
                     said = time.monotonic()
-                    console.print(view.line(progress), highlight=False)
+                    console.print(_line(progress, rate), highlight=False)
             except KeyboardInterrupt:
                 with suppress(BadCommand):  # it ended by itself meanwhile
                     if stopping:
@@ -67,35 +68,36 @@ def trigger_by_lines(session: Session, console: Console) -> None:
     threading.Thread(target=read, name="trigger", daemon=True).start()
 
 
-class _View:
-    """Turns snapshots into rates, over the last seconds."""
+class _Rate:
+    """Turns snapshots into a rate, over the last seconds."""
 
     def __init__(self) -> None:
         self._history: list[tuple[float, int]] = []
 
-    def rate(self, settled: int) -> float:
+    def over(self, settled: int) -> float:
         """Frames a second over the last three seconds."""
         now = time.monotonic()
         self._history = [*(item for item in self._history if now - item[0] < 3.0), (now, settled)]
         (first, before), (last, after) = self._history[0], self._history[-1]
         return (after - before) / (last - first) if last > first else 0.0
 
-    def line(self, progress: Progress) -> str:
-        """One line: frames, rate, ring."""
-        rate = self.rate(progress.settled)
-        asked = f" of {progress.asked}" if progress.asked else ""
-        return (
-            f"{progress.state.value}: {progress.settled}{asked} frames, {rate:.0f}/s,"
-            f" {rate * progress.frame_bytes / 1e9:.2f} GB/s, ring {progress.ring:.0%}"
-        )
 
-    def table(self, progress: Progress) -> Table:
-        """The line, and a row for every node."""
-        table = Table(title=self.line(progress), title_justify="left", box=None, pad_edge=False)
-        for column in ("node", "state", "frames", "memory", ""):
-            table.add_column(column, justify="left" if column in ("node", "") else "right")
-        for name, status in progress.nodes.items():
-            ring = f"ring {status['slots_used']}/{status['slots']}" if "slots" in status else ""
-            frames = status.get("frames", status.get("acquired", 0))
-            table.add_row(name, status["state"], str(frames), as_size(status["memory"]), ring)
-        return table
+def _line(progress: Progress, rate: float) -> str:
+    """One line: frames, rate, ring."""
+    asked = f" of {progress.asked}" if progress.asked else ""
+    return (
+        f"{progress.state.value}: {progress.settled}{asked} frames, {rate:.0f}/s,"
+        f" {rate * progress.frame_bytes / 1e9:.2f} GB/s, ring {progress.ring:.0%}"
+    )
+
+
+def _table(progress: Progress, rate: float) -> Table:
+    """The line, and a row for every node."""
+    table = Table(title=_line(progress, rate), title_justify="left", box=None, pad_edge=False)
+    for column in ("node", "state", "frames", "memory", ""):
+        table.add_column(column, justify="left" if column in ("node", "") else "right")
+    for name, status in progress.nodes.items():
+        ring = f"ring {status['slots_used']}/{status['slots']}" if "slots" in status else ""
+        frames = status.get("frames", status.get("acquired", 0))
+        table.add_row(name, status["state"], str(frames), as_size(status["memory"]), ring)
+    return table

@@ -6,9 +6,8 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
-
-import psutil
 
 from lima2py.errors import LimaError
 from lima2py.graph.plan import Plan
@@ -118,6 +117,6 @@ class Run(ABC):
 
 
 def private_memory() -> int:
-    """Bytes of memory this process has for itself, shared memory left out."""
-    info = psutil.Process().memory_info()
-    return int(info.rss - info.shared)
+    """Bytes of memory this process has for itself: no shared memory, no mapped files."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0]) * 1024

@@ -91,6 +91,23 @@ class Remote(Handle):
         """See `Handle.look`."""
         return self._looker.call(command, timeout=timeout, alive=self.check_alive, **parameters)
 
+    def check_kind(self, kind: str) -> None:
+        """Refuse a node that is not there, or of another kind.
+
+        Raises:
+            NodeError: with how to start the right one.
+        """
+        start = f"start it on its host:  lima2py node {kind} {self.name} --listen tcp://HOST:PORT"
+        try:
+            told = self.call("describe", timeout=5.0)["kind"]
+        except NodeError as error:
+            raise NodeError(f"{error}; {start}") from None
+        if told != kind:
+            raise NodeError(
+                f"node {self.name} at {self._caller.address} is a {told} node, not a {kind} node;"
+                f" {start}"
+            )
+
     def close(self) -> None:
         """See `Handle.close`."""
         self._caller.close()

@@ -346,46 +346,41 @@ class Session:
         """Start, or start again, what is not there."""
         if not self.system.processing:
             if not self._acquisition:
-                self._acquisition = [Inside(AcquisitionNode("local"))]
+                self._acquisition.append(Inside(AcquisitionNode("local")))
             return
         if self._folder is None:
             self._folder = PrivateFolder()
         fresh: list[Child] = []
-        self._acquisition = [
-            self._handle("acquisition", rank, place, self._acquisition, fresh)
-            for rank, place in enumerate(self.system.acquisition)
-        ]
-        self._processing = [
-            self._handle("processing", rank, place, self._processing, fresh)
-            for rank, place in enumerate(self.system.processing)
-        ]
+        for kind, places, handles in (
+            ("acquisition", self.system.acquisition, self._acquisition),
+            ("processing", self.system.processing, self._processing),
+        ):
+            for rank, place in enumerate(places):
+                if rank < len(handles):
+                    old = handles[rank]
+                    if not isinstance(old, Child) or old.running:
+                        continue
+                    old.close()
+                    del handles[rank]
+                handle = self._reach(kind, rank, place, self._folder)
+                handles.insert(rank, handle)
+                if isinstance(handle, Child):
+                    fresh.append(handle)
         for child in fresh:
             child.wait_ready()
 
-    def _handle(
-        self, kind: str, rank: int, place: NodePlace, known: list[Handle], fresh: list[Child]
-    ) -> Handle:
-        old = known[rank] if rank < len(known) else None
-        if isinstance(old, Child) and not old.running:
-            old.close()
-            old = None
-        if old is not None:
-            return old
-        if place.address is not None:
-            remote = Remote(self._context, place.node, rank, place.address)
-            told = remote.call("describe", timeout=10.0)
-            if told["kind"] != kind:
-                raise NodeError(
-                    f"node {place.node} at {place.address} is a {told['kind']} node, not a"
-                    f" {kind} node: start it with  lima2py node {kind} {place.node}"
-                )
-            return remote
-        assert self._folder is not None  # noqa: S101 - for the type checker
-        child = Child(
-            self._context, kind, place.node, rank, self._folder, self.system.host_of(place)
-        )
-        fresh.append(child)
-        return child
+    def _reach(self, kind: str, rank: int, place: NodePlace, folder: PrivateFolder) -> Remote:
+        """A handle on a node: on one that runs somewhere, or on one started here now."""
+        if place.address is None:
+            host = self.system.host_of(place)
+            return Child(self._context, kind, place.node, rank, folder, host)
+        remote = Remote(self._context, place.node, rank, place.address)
+        try:
+            remote.check_kind(kind)
+        except LimaError:
+            remote.close()
+            raise
+        return remote
 
     def _prepare_nodes(
         self, graph: GraphText, output: str, name: str, requested: Acquisition

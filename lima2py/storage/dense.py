@@ -67,3 +67,5 @@ class SaveDense(Sink):
         """Close the file; one that never got a frame is removed."""
         if self._output is not None:
             self._output.close()
+            if not self._output.rows:
+                self._output = None

@@ -1,12 +1,13 @@
 """A picture of a file, one frame or the sum of all, with the ROIs of the run: `lima2py show`.
 
-Counts are shown on a logarithmic scale; pixels without a number (dead, nan, or a
-negative count) have a colour that is not on it. A large image is reduced by taking the brightest pixel of each square, so
-that no Bragg peak is lost. A table is drawn as curves over the frame number.
+Counts are shown on a logarithmic scale; pixels without a number (dead, nan, or a negative count)
+have a colour that is not on it. A large image is reduced by taking the brightest pixel of each
+square, so that no Bragg peak is lost. A table is drawn as curves over the frame number.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,7 @@ MAX_COLUMNS = 5
 MAX_LINES = 10
 
 _COLOURS = "inferno"
-_NO_NUMBER = "#46707c"
+_NO_NUMBER = "#5a6b73"
 _ROI = "#7df9ff"
 
 
@@ -86,7 +87,7 @@ def _chosen(
         raise BadParameter(f"frame {frame.index} of {file.path.name} has no data: {frame.absence}")
     return (
         np.ma.masked_array(frame.data, ~file.is_number(frame.data)),
-        f"frame {frame.index}, the file has {file.index.min()} to {file.index.max()}",
+        f"frame {frame.index} (of {file.index.min()} to {file.index.max()})",
     )
 
 
@@ -97,7 +98,8 @@ def _draw_images(
     bands = values.reshape(-1, height, width)[:MAX_BANDS]
     good = np.ma.compressed(bands)
     images = [_reduced(band) for band in bands]
-    figure.set_size_inches(*_size(height, width, len(bands)))
+    tall = _tall(file.spec)
+    figure.set_size_inches(*_size(height * tall, width, len(bands)))
     axes = figure.subplots(1, len(bands), squeeze=False)[0]
     norm = _scale(np.concatenate([image.ravel() for image, _ in images]))
     for number, (panel, (image, factor)) in enumerate(zip(axes, images, strict=True)):
@@ -109,14 +111,15 @@ def _draw_images(
             extent=(0, image.shape[1] * factor, image.shape[0] * factor, 0),
         )
         panel.set(xlim=(0, width), ylim=(height, 0), xlabel="x (pixel)", ylabel="y (pixel)")
+        panel.set_aspect(tall)
         if len(bands) > 1:
             panel.set_title(f"band {number}", fontsize="medium")
         _draw_rois(panel, file)
     bar = figure.colorbar(shown, ax=axes, extend="max", shrink=0.9, pad=0.02)
     bar.set_label("counts" if file.spec.dtype.kind in "iu" else "value")
     blank = 1 - len(good) / max(1, bands.size)
-    text = f"{_range(good)}" + (f", {blank:.2g} of the pixels without a number" if blank else "")
-    _title(figure, file, what, text)
+    dead = f", {blank:.2g} of the pixels without a number (grey)" if blank else ""
+    _title(figure, file, what, _range(good) + dead)
 
 
 def _draw_vector(
@@ -245,7 +248,15 @@ def _colours() -> Any:
     )
 
 
-def _size(height: int, width: int, panels: int) -> tuple[float, float]:
+def _tall(spec: FrameSpec) -> float:
+    """How much higher than wide a pixel is on the detector."""
+    if spec.to_detector is None:
+        return 1.0
+    m = spec.to_detector
+    return math.hypot(m.b, m.e) / math.hypot(m.a, m.d)
+
+
+def _size(height: float, width: float, panels: int) -> tuple[float, float]:
     """Inches for some images side by side, with room for titles and the bar."""
     aspect = min(4.0, max(0.25, width / height))
     side = 7.0 if panels == 1 else 5.0

@@ -128,7 +128,7 @@ class NodeFile:
                 data = self._dataset("data")
                 if data.shape[0] < end:
                     data.id.set_extent((end, *self._spec.saved_shape))
-                self._put(data, block)
+                self._put(block)
         except StorageError:
             self._stale = max(self._stale, end)
             raise
@@ -146,7 +146,7 @@ class NodeFile:
                 self._tail[filled:] = self._fill
                 self._tail_in_file = True
                 at = self.rows - filled
-                self._write(self._dataset("data"), at, raw(self._tail), self._codec.skipped)
+                self._write(at, raw(self._tail), self._codec.skipped)
             self._file.flush()
             ranges = self._write_notes()
             self._file.flush()
@@ -167,8 +167,11 @@ class NodeFile:
                 data = self._dataset("data")
                 if data.shape[0] > self.rows:
                     data.id.set_extent((self.rows, *self._spec.saved_shape))
-        finally:
-            self._close()
+        except StorageError:
+            with suppress(StorageError):
+                self._close()
+            raise
+        self._close()
 
     def _lay_out(self, run: RunContext) -> h5py.Group:
         spec, shape = self._spec, self._spec.saved_shape
@@ -190,7 +193,7 @@ class NodeFile:
         link(detector, spec)
         return detector
 
-    def _put(self, data: h5py.Dataset, block: Block) -> None:
+    def _put(self, block: Block) -> None:
         """Cut a block into chunks; what does not fill one waits in the tail."""
         present = block.present
         done = 0
@@ -202,7 +205,7 @@ class NodeFile:
             done += take
             if take == self._chunk and here.all():
                 whole = np.ascontiguousarray(block.pixels[part])
-                self._write(data, row, self._codec.encode(whole), 0)
+                self._write(row, self._codec.encode(whole), 0)
                 continue
             if take == self._chunk and not here.any() and row >= self._stale:
                 continue  # a chunk that is not written reads as the fill value
@@ -213,16 +216,19 @@ class NodeFile:
             if start + take == self._chunk:
                 at = row - start
                 if self._tail_in_file:
-                    self._write(data, at, raw(self._tail), self._codec.skipped)
+                    self._write(at, raw(self._tail), self._codec.skipped)
                 else:
-                    self._write(data, at, self._codec.encode(self._tail), 0)
+                    self._write(at, self._codec.encode(self._tail), 0)
                 self._tail_in_file = False
 
-    def _write(
-        self, data: h5py.Dataset, row: int, content: memoryview | bytes, filter_mask: int
-    ) -> None:
+    def _write(self, row: int, content: memoryview | bytes, filter_mask: int) -> None:
+        """Write a whole chunk, the one that begins with this row."""
         at = (row, *[0] * len(self._spec.saved_shape))
-        data.id.write_direct_chunk(at, content, filter_mask)
+        self._dataset("data").id.write_direct_chunk(at, content, filter_mask)
+        if filter_mask:
+            # HDF5 remembers the chunk it wrote last without its mask; whoever in this process
+            # reads it, or shrinks the dataset, would be given rubbish.
+            self._let_go("data")
 
     def _note(self, block: Block) -> _Note:
         fates = np.full(block.count, Fate.SAVED, np.uint8)
@@ -271,11 +277,14 @@ class NodeFile:
             with telling(self.path, what):
                 yield
         except StorageError:
-            for dataset in self._open.values():
-                with suppress(*HDF5_ERRORS):
-                    h5py.h5i.dec_ref(dataset.id)  # now, whoever else still refers to it
-            self._open.clear()
+            self._let_go(*self._open)
             raise
+
+    def _let_go(self, *paths: str) -> None:
+        """Close datasets now, whoever else still refers to them."""
+        for path in paths:
+            with suppress(*HDF5_ERRORS):
+                h5py.h5i.dec_ref(self._open.pop(path).id)
 
     def _close(self) -> None:
         try:

@@ -313,7 +313,7 @@ class Push:
         for item in orphans:
             item.owner = -1
             item.deaths += 1
-            if item.deaths >= _DEATHS:
+            if item.deaths >= _DEATHS and self._living:
                 self._give_up(item.block.index, Absence(Fate.POISON, "ledger", text))
             else:
                 self._place(item, wait=False)

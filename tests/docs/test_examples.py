@@ -3,13 +3,13 @@
     ```python     is executed; the blocks of a page share one namespace
     ```console    lines after `$ ` are run; what is shown below one is compared, `...` is anything
     ```yaml       is read by what it is meant for: a graph, a system, a detector, or a part of one
-    ```text       is shown, and after `<!-- output -->` compared with what the last python block said
+    ```text       is shown; after `<!-- output -->` it is what the last python block printed
     ```toml       is parsed
 
 A block of any kind whose first line is a comment with only a file's name (`# bright.yaml`) is put
-into that file instead of being executed. A block after `<!-- not run: reason -->` is only parsed, and so
-is `lima2py node`, which serves until it is stopped. A command that shows `lima2py: ...` is one that
-is refused.
+into that file, and a python block is then not executed. A block after `<!-- not run: reason -->` is
+only parsed, and so is `lima2py node`, which serves until it is stopped. A command that shows
+`lima2py: ...` is one that is refused.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Block:
 
     @property
     def where(self) -> str:
-        return f"{self.page.relative_to(ROOT)}, line {self.line}"
+        return f"{self.page}, line {self.line}"
 
     @property
     def file(self) -> str:
@@ -104,6 +104,14 @@ class Reader:
     names: dict[str, Any] = field(default_factory=lambda: {"__name__": "__main__"})
     said: str = ""
 
+    def read(self, page: Path) -> None:
+        for block in blocks_of(page):
+            try:
+                self.follow(block)
+            except Exception as error:
+                error.add_note(f"in {block.where}")
+                raise
+
     def follow(self, block: Block) -> None:
         if block.file:
             path = self.folder / block.file
@@ -131,6 +139,8 @@ class Reader:
 
     def yaml(self, block: Block) -> None:
         values = parse_yaml(block.text, block.where)
+        if not block.is_run:
+            return
         if "tasks" in values:
             parse_graph(block.text, block.where, self.folder)
         elif all(isinstance(value, dict) and "do" in value for value in values.values()):
@@ -138,8 +148,7 @@ class Reader:
         elif "plugin" in values:
             path = self.folder / (block.file or "detector.yaml")
             path.write_text(block.text)
-            if block.is_run:
-                open_detector(str(path), {}, self.folder).close()
+            open_detector(str(path), {}, self.folder).close()
         else:
             System.load({"system": "a part of one", "detector": "simulator", **values}, block.where)
 
@@ -157,9 +166,10 @@ class Reader:
         elif block.is_run and words[0] not in ("pip", "make") and words[:2] != ["lima2py", "node"]:
             if words[0] in ("lima2py", "python", "pytest"):
                 words[0] = str(BIN / words[0])
+            world = {"PYTHONPATH": str(self.folder), "NO_COLOR": "1", "COLUMNS": "100"}
             done = subprocess.run(
                 words, cwd=self.folder, capture_output=True, text=True, timeout=TIMEOUT,
-                env={**os.environ, "PYTHONPATH": str(self.folder), "NO_COLOR": "1", "COLUMNS": "100"},
+                env={**os.environ, **world},
             )  # fmt: skip
             status = REFUSED if shown.startswith("lima2py:") else 0
             said = done.stdout + done.stderr
@@ -193,7 +203,7 @@ def check_options(words: list[str], block: Block) -> None:
 
 
 def part_of_graph(text: str, values: dict[str, Any]) -> str:
-    """A graph in which these tasks stand; what they come from and is not shown is passed through."""
+    """A graph in which these tasks stand; what they come from and is not shown, is a tap."""
     given = {source for value in values.values() for source in [value.get("from")]}
     missing = {source for source in given if isinstance(source, str)} - {*values, "detector"}
     others = "".join(f"  {name}: {{do: tap, from: detector}}\n" for name in sorted(missing))
@@ -219,13 +229,7 @@ def test_the_examples_of_a_page_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    reader = Reader(tmp_path)
-    for block in blocks_of(page):
-        try:
-            reader.follow(block)
-        except Exception as error:
-            error.add_note(f"in {block.where}")
-            raise
+    Reader(tmp_path).read(page)
 
 
 def test_the_examples_in_docstrings_run() -> None:
@@ -252,8 +256,8 @@ def test_the_examples_in_docstrings_run() -> None:
 def test_an_example_that_does_not_run_is_noticed(
     text: str, told: type[Exception], tmp_path: Path
 ) -> None:
-    page = ROOT / "docs" / "not a page.md"
-    (tmp_path / "page.md").write_text(text)
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    reader = Reader(tmp_path)
     with pytest.raises(told):
-        for block in blocks_of(tmp_path / "page.md"):
-            Reader(tmp_path).follow(Block(page, block.line, block.language, block.text, block.note))
+        reader.read(page)

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-FRAGMENT = re.compile(r"\d+\.(feature|bugfix|removal|misc)\.md\Z")
+FRAGMENT = re.compile(r"\d+\.(feature|bugfix|removal|misc)(\.\d+)?\.md\Z")
 
 
 def test_the_tables_in_the_documents_are_those_of_the_code() -> None:
