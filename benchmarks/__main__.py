@@ -46,9 +46,7 @@ def median_case(
     """Measure several times; the spread is the distance of the quartiles."""
     values = sorted(measure() for _ in range(times))
     quartiles = statistics.quantiles(values, n=4) if times > 1 else [values[0]] * 3
-    return Case(
-        name, statistics.median(values), quartiles[2] - quartiles[0], goal, unit, at_most
-    )
+    return Case(name, statistics.median(values), quartiles[2] - quartiles[0], goal, unit, at_most)
 
 
 def machine() -> dict[str, str]:

@@ -14,7 +14,6 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from lima2py.graph.definition import known_graphs, task_class  # noqa: E402
 from lima2py.memory import MemorySettings  # noqa: E402
 from lima2py.node import orders  # noqa: E402
 from lima2py.node.life import TRANSITIONS, Outcome, State, diagram  # noqa: E402
+from lima2py.node.serve import KINDS  # noqa: E402
 from lima2py.session.system import NodePlace, ProcessingPlace, System  # noqa: E402
 from lima2py.storage import layout  # noqa: E402
 from lima2py.transport import rpc, wire  # noqa: E402
@@ -61,7 +61,8 @@ def states() -> str:
     )
     return "\n".join(
         [
-            f"States: {words(State)}. Outcomes: {words(Outcome)}.",
+            f"States: {names(state.value for state in State)}.",
+            f"Outcomes: {names(outcome.value for outcome in Outcome)}.",
             "",
             table(("command", "allowed while", "leads to"), rows),
             "```{mermaid}",
@@ -142,6 +143,16 @@ def commands() -> str:
     return "\n".join(struct(kind) for kind in kinds)
 
 
+def node_commands() -> str:
+    """What both kinds of node can be told."""
+    rows = []
+    for kind, cls in KINDS.items():
+        node = cls("documents")
+        rows.append((kind, names(node.commands()), names(node.quick())))
+        node.close()
+    return table(("node", "one after the other", "at once"), rows)
+
+
 def command_line() -> str:
     """The help of every command."""
     group: Any = typer.main.get_command(app)
@@ -158,7 +169,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     section.__name__: section
     for section in (
         acquisition, command_line, commands, detector_info, detectors, fates, graphs, messages,
-        states, system, tasks, tree,
+        node_commands, states, system, tasks, tree,
     )
 }  # fmt: skip
 
@@ -171,9 +182,9 @@ def table(head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def words(kind: type[Enum]) -> str:
-    """The values of an enumeration."""
-    return ", ".join(f"`{item.value}`" for item in kind)
+def names(words: Iterable[str]) -> str:
+    """Names, as code."""
+    return ", ".join(f"`{word}`" for word in words)
 
 
 def section(name: str, kind: type[Model]) -> str:

@@ -146,7 +146,7 @@ class Share(NamedTuple):
         return index if wait == 0 else (group + wait) * self.group
 
     def room(self, index: int) -> int:
-        """How many frames from `index` on are ours without a break (many when we are alone)."""
+        """How many frames from `index` on lie in its group, and so are ours too."""
         return self.group - index % self.group
 
 
@@ -275,6 +275,10 @@ class Detector(Model, ABC):
             to_detector=Affine.crop(box) @ Affine.bin(x, y),
             detector_shape=info.shape,
         )
+
+    def shortest_period(self, acquisition: Acquisition) -> float:
+        """The shortest time from frame to frame that is to be expected, in seconds; 0 if unknown."""
+        return acquisition.period
 
     def wait(self, until: float) -> bool:
         """Sleep until a `time.monotonic()` value, but no longer than `PATIENCE`, nor after a stop.

@@ -33,6 +33,10 @@ PAGE = mmap.PAGESIZE
 BLOCK_BYTES = 8 * 2**20
 """Small frames are gathered into blocks of up to about this size."""
 MAX_FRAMES_PER_BLOCK = 256
+BLOCK_SECONDS = 0.02
+"""Slow frames are not gathered for longer than this: neighbours shall go to several nodes."""
+BLOCKS_PER_NODE = 4
+"""Few frames are cut into at least so many blocks for each node."""
 
 
 class MemorySettings(Model):
@@ -258,7 +262,14 @@ class RingShape(NamedTuple):
 
     @classmethod
     def plan(
-        cls, spec: FrameSpec, ring_bytes: int, group: int = 1, nb_frames: int = 0
+        cls,
+        spec: FrameSpec,
+        ring_bytes: int,
+        *,
+        group: int = 1,
+        nb_frames: int = 0,
+        period: float = 0.0,
+        nodes: int = 1,
     ) -> RingShape:
         """Cut about `ring_bytes` into slots for frames of one spec.
 
@@ -267,11 +278,18 @@ class RingShape(NamedTuple):
             ring_bytes: the memory to use.
             group: frames that must stay together; a slot never straddles two groups.
             nb_frames: frames of the acquisition, which need no more slots; 0 if endless.
+            period: shortest time from frame to frame, in seconds; a block spans little of it.
+            nodes: among which the frames are shared out; each shall have some blocks.
 
         Raises:
             LimaError: if not even three frames fit.
         """
-        frames = max(1, min(BLOCK_BYTES // spec.nbytes, MAX_FRAMES_PER_BLOCK))
+        most = [BLOCK_BYTES // spec.nbytes, MAX_FRAMES_PER_BLOCK]
+        if period:
+            most.append(int(BLOCK_SECONDS / period))
+        if nb_frames:
+            most.append(nb_frames // (BLOCKS_PER_NODE * nodes))
+        frames = max(1, min(most))
         while frames > 1 and _pages(frames * spec.nbytes) * 8 > ring_bytes:
             frames //= 2
         if group > 1:

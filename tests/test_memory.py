@@ -284,9 +284,9 @@ def test_a_ring_is_cut_within_its_memory(spec: FrameSpec, ring: int, group: int)
     least = 3 * -(-spec.nbytes // PAGE) * PAGE
     if ring < least:
         with pytest.raises(LimaError, match="needs at least 3: make it"):
-            RingShape.plan(spec, ring, group)
+            RingShape.plan(spec, ring, group=group)
         ring = least
-    shape = RingShape.plan(spec, ring, group)
+    shape = RingShape.plan(spec, ring, group=group)
     assert shape.nbytes == shape.slots * shape.stride <= ring
     assert shape.slots >= 3
     assert shape.stride % PAGE == 0

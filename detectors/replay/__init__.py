@@ -112,6 +112,12 @@ class Replay(Detector):
         """See `Detector`."""
         return Capabilities(ends=self.loops > 0)
 
+    def shortest_period(self, acquisition: Acquisition) -> float:
+        """See `Detector`."""
+        if isinstance(self.pace, float):
+            return self.pace
+        return 0.0 if self.pace else acquisition.period
+
     def prepare(self, acquisition: Acquisition, share: Share) -> Acquisition:
         """See `Detector`. nb_frames 0 means all there is."""
         super().prepare(acquisition, share)

@@ -7,46 +7,39 @@
     lima2py show FILE       a picture of it
     lima2py node KIND NAME  one node on this host, for systems of several hosts
 
-Exit status: 0 completed; 1 the run did not complete; 2 refused before anything started.
+Exit status: 0 completed; 1 the run did not complete; 2 refused before anything started; 130
+interrupted before anything started. What is refused is told in one message on standard error.
+
+Every command imports what it needs when it is given: help and refusals come at once.
 """
 
 from __future__ import annotations
 
+import io
 import json
-import logging
 import sys
 from collections.abc import Mapping
 from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from lima2py.acquisition import Acquisition, TriggerMode
-from lima2py.control.progress import follow, trigger_by_lines
-from lima2py.detector_file import known_detectors, open_detector
-from lima2py.documents import plain_scalar
 from lima2py.errors import BadParameter, LimaError
-from lima2py.graph.definition import known_graphs, load_graph
-from lima2py.graph.plan import Plan
-from lima2py.memory import MemorySettings, RingShape
-from lima2py.node.serve import KINDS, serve
-from lima2py.plugins import TASKS, known, load
-from lima2py.session.session import Session
-from lima2py.session.system import System, open_system
-from lima2py.storage.describe import describe, describe_plain
-from lima2py.storage.picture import draw
-from lima2py.task import Task
-from lima2py.units import as_size
+
+if TYPE_CHECKING:
+    from lima2py.acquisition import Acquisition
+    from lima2py.session.report import Report
+    from lima2py.session.session import Session
+    from lima2py.session.system import System
 
 INCOMPLETE = 1
 REFUSED = 2
-DEFAULT_FRAMES = 100
+INTERRUPTED = 130
 
 app = typer.Typer(
     help="Acquire detector frames, process them while they fly, save them.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -61,6 +54,13 @@ class Listed(StrEnum):
     GRAPHS = "graphs"
 
 
+class Kind(StrEnum):
+    """The kinds of node."""
+
+    ACQUISITION = "acquisition"
+    PROCESSING = "processing"
+
+
 Graph = Annotated[str, typer.Argument(help="a graph file, or the name of one: lima2py list graphs")]
 File = Annotated[Path, typer.Argument(metavar="FILE", help="a master, or the file of one node")]
 DetectorName = Annotated[
@@ -69,20 +69,60 @@ DetectorName = Annotated[
         "--detector", metavar="NAME|FILE", help="by name, or by its YAML file [simulator]"
     ),
 ]
+# What is asked of the detector is text here: the model of an acquisition judges it, as in YAML.
 NbFrames = Annotated[
-    int | None,
-    typer.Option(help=f"0 goes on until Ctrl-C [all the detector has, or {DEFAULT_FRAMES}]"),
+    str | None,
+    typer.Option(metavar="N", help="0 goes on until Ctrl-C [all the detector has, or 100]"),
 ]
-Time = Annotated[str | None, typer.Option(metavar="T", help="seconds, or with a unit: '10 ms'")]
+ExpoTime = Annotated[
+    str | None, typer.Option(metavar="T", help="of a frame, in seconds or like '10 ms' [0.1]")
+]
+LatencyTime = Annotated[
+    str | None, typer.Option(metavar="T", help="from one exposure to the next [0]")
+]
+TriggerMode = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODE",
+        help="internal, software (one for every line of input), external, gate [internal]",
+    ),
+]
+PerTrigger = Annotated[str | None, typer.Option(metavar="N", help="[1]")]
+ProcessingNodes = Annotated[
+    str | None, typer.Option(metavar="N", help="0 runs everything in this process [1]")
+]
+AcquisitionNodes = Annotated[
+    str | None, typer.Option(metavar="N", help="they share the frames [1]")
+]
 Set = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="NAME.PARAM=VALUE", help="a parameter of a task, or of the detector"
+        "--set",
+        metavar="NAME.PARAM=VALUE",
+        help="a parameter of a task, or of the detector: detector.PARAM=VALUE",
     ),
 ]
-SystemFile = Annotated[
-    str | None, typer.Option("--system", metavar="FILE", help="which nodes run where")
+Output = Annotated[
+    Path, typer.Option(metavar="DIR", help="where files go; made if need be", show_default=False)
 ]
+Name = Annotated[str, typer.Option(help="file names begin with it")]
+SystemFile = Annotated[
+    str | None,
+    typer.Option("--system", metavar="FILE", help="which detector, and which nodes run where"),
+]
+
+
+@app.callback(invoke_without_command=True)
+def top(
+    context: typer.Context,
+    show_version: Annotated[bool, typer.Option("--version", help="print it and exit")] = False,
+) -> None:
+    """Print the version, or help where no command is given."""
+    if show_version:
+        typer.echo(f"lima2py {version('lima2py')}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @app.command()
@@ -90,17 +130,15 @@ def run(
     graph: Graph,
     detector: DetectorName = None,
     nb_frames: NbFrames = None,
-    expo_time: Time = None,
-    latency_time: Time = None,
-    trigger_mode: Annotated[TriggerMode | None, typer.Option()] = None,
-    nb_frames_per_trigger: Annotated[int | None, typer.Option()] = None,
-    processing_nodes: Annotated[
-        int | None, typer.Option(help="0 runs everything in this process [1]")
-    ] = None,
-    acquisition_nodes: Annotated[int | None, typer.Option(help="share the frames [1]")] = None,
+    expo_time: ExpoTime = None,
+    latency_time: LatencyTime = None,
+    trigger_mode: TriggerMode = None,
+    nb_frames_per_trigger: PerTrigger = None,
+    processing_nodes: ProcessingNodes = None,
+    acquisition_nodes: AcquisitionNodes = None,
     set_: Set = None,
-    output: Annotated[Path, typer.Option(metavar="DIR", help="where files go")] = Path(),
-    name: Annotated[str, typer.Option(help="file names begin with it")] = "run",
+    output: Output = Path(),
+    name: Name = "run",
     system: SystemFile = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="print the report as one JSON object")
@@ -110,23 +148,30 @@ def run(
 
     The first Ctrl-C stops and saves what was acquired, the second aborts.
     """
-    console = Console(stderr=True)
+    from lima2py.control.preview import Preview
+    from lima2py.graph.definition import load_graph
+    from lima2py.session.session import Session
+
     overrides, detector_set = split_set(set_ or [])
     described = find_system(system, detector, acquisition_nodes, processing_nodes, detector_set)
     asked = asked_of(
+        described,
+        nb_frames=nb_frames,
         expo_time=expo_time,
         latency_time=latency_time,
-        trigger_mode=trigger_mode and trigger_mode.value,
+        trigger_mode=trigger_mode,
         nb_frames_per_trigger=nb_frames_per_trigger,
-        nb_frames=default_frames(described) if nb_frames is None else nb_frames,
     )
     definition = load_graph(graph, overrides)
+    if all(place.address is None for place in (*described.acquisition, *described.processing)):
+        Preview.make(described, definition, asked, output, name)  # refuses before a node is started
     with Session.open(described) as session:
-        session.prepare(graph=definition, output=output, name=name, **asked)
-        session.start()
-        if asked.get("trigger_mode") == TriggerMode.SOFTWARE:
-            trigger_by_lines(session, console)
-        report = follow(session, console)
+        hardware = session.prepare(graph=definition, output=output, name=name, **asked)
+        try:
+            report = acquire(session, hardware)
+        except LimaError as error:
+            complain(error)
+            raise typer.Exit(INCOMPLETE) from None
     typer.echo(json.dumps(report.plain()) if as_json else str(report))
     if not report.ok:
         raise typer.Exit(INCOMPLETE)
@@ -136,39 +181,51 @@ def run(
 def check(
     graph: Graph,
     detector: DetectorName = None,
-    expo_time: Time = None,
+    nb_frames: NbFrames = None,
+    expo_time: ExpoTime = None,
+    latency_time: LatencyTime = None,
+    trigger_mode: TriggerMode = None,
+    nb_frames_per_trigger: PerTrigger = None,
+    processing_nodes: ProcessingNodes = None,
+    acquisition_nodes: AcquisitionNodes = None,
     set_: Set = None,
+    output: Output = Path(),
+    name: Name = "run",
     system: SystemFile = None,
 ) -> None:
-    """Print the plan: what every task gives, where its pixels lie, the memory; starts nothing."""
+    """Print what `run` would do: products, matrices, memory, files; starts nothing."""
+    from lima2py.control.preview import Preview
+    from lima2py.graph.definition import load_graph
+
     overrides, detector_set = split_set(set_ or [])
-    described = find_system(system, detector, None, None, detector_set)
-    definition = load_graph(graph, overrides)
-    plugin = open_detector(described.detector, described.set, described.base)
-    try:
-        acquisition = Acquisition.load(asked_of(expo_time=expo_time), "acquisition")
-        spec = plugin.describe(acquisition)
-    finally:
-        plugin.close()
-    plan = Plan.make(definition, spec)
-    settings = MemorySettings.load(described.memory_of(0), "memory")
-    ring = RingShape.plan(spec, settings.ring, plan.group)
-    typer.echo(f"{definition.name}: {definition.about}")
-    typer.echo(plan.table())
-    typer.echo(
-        f"ring: {ring.slots} blocks of {ring.frames} frames, {as_size(ring.nbytes)}"
-        f" on each acquisition node"
+    described = find_system(system, detector, acquisition_nodes, processing_nodes, detector_set)
+    asked = asked_of(
+        described,
+        nb_frames=nb_frames,
+        expo_time=expo_time,
+        latency_time=latency_time,
+        trigger_mode=trigger_mode,
+        nb_frames_per_trigger=nb_frames_per_trigger,
     )
+    definition = load_graph(graph, overrides)
+    typer.echo(str(Preview.make(described, definition, asked, output, name)))
 
 
 @app.command("list")
 def list_(what: Annotated[Listed, typer.Argument(help="detectors, tasks or graphs")]) -> None:
     """List what is installed."""
     if what is Listed.DETECTORS:
+        from lima2py.detector_file import known_detectors
+
         found = known_detectors()
     elif what is Listed.GRAPHS:
+        from lima2py.graph.definition import known_graphs
+
         found = known_graphs()
     else:
+        from lima2py.plugins import TASKS, known, load
+        from lima2py.task import Task
+
         found = {name: _first_line(load(TASKS, name, Task, "list")) for name in known(TASKS)}
     width = max(map(len, found), default=0)
     for name, about in found.items():
@@ -181,37 +238,45 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Say what is in a file: frames by fate, shapes, matrices, parameters."""
+    from lima2py.storage.describe import describe, describe_plain
+
     typer.echo(json.dumps(describe_plain(file)) if as_json else describe(file))
 
 
 @app.command()
 def show(
     file: File,
-    png: Annotated[Path, typer.Option(help="the picture to write")],
-    frame: Annotated[int | None, typer.Option(help="its index [the first with data]")] = None,
+    png: Annotated[Path, typer.Option(metavar="OUT", help="the picture to write")],
+    frame: Annotated[
+        str | None, typer.Option(metavar="N", help="its index [the first with data]")
+    ] = None,
     sum_: Annotated[bool, typer.Option("--sum", help="all frames added up")] = False,
 ) -> None:
     """Draw a frame, or the sum of all, with the ROIs of the run."""
+    from lima2py.storage.picture import draw
+
     if frame is not None and sum_:
         raise BadParameter("show: give --frame or --sum, not both")
-    draw(file, png, frame=frame, total=sum_)
+    draw(file, png, frame=None if frame is None else whole("--frame", frame), total=sum_)
     typer.echo(str(png))
 
 
 @app.command()
 def node(
-    kind: Annotated[str, typer.Argument(help=" or ".join(sorted(KINDS)))],
+    kind: Annotated[Kind, typer.Argument(help="acquisition or processing")],
     name: Annotated[str, typer.Argument(help="as in the system file")],
     listen: Annotated[
         str, typer.Option(metavar="tcp://HOST:PORT", help="where the session reaches this node")
     ],
     isolated: Annotated[
-        bool, typer.Option(help="share no memory, as if alone on its host (containers)")
+        bool, typer.Option("--isolated", help="share no memory, as if alone on its host")
     ] = False,
 ) -> None:
     """Run one node on this host until Ctrl-C, for a system file that names its address."""
-    if kind not in KINDS:
-        raise BadParameter(f'node: there is no kind "{kind}"; it is {" or ".join(sorted(KINDS))}')
+    import logging
+
+    from lima2py.node.serve import KINDS, serve
+
     scheme, _, rest = listen.partition("://")
     host, _, port = rest.rpartition(":")
     if scheme != "tcp" or not host or not (port.isdigit() or port == "*"):
@@ -226,11 +291,37 @@ def node(
 
 def main() -> None:
     """Entry point."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character shows a ?
+            stream.reconfigure(errors="replace")
     try:
-        app()
+        status = app(standalone_mode=False)
+    except typer.TyperException as error:
+        complain(f"{error.format_message().rstrip('.')}{_where_to_look(error)}")
+        status = REFUSED
     except LimaError as error:
-        typer.echo(f"lima2py: {error}", err=True)
-        sys.exit(REFUSED)
+        complain(error)
+        status = REFUSED
+    if status == INTERRUPTED:
+        complain("interrupted")
+    sys.exit(status)
+
+
+def complain(what: object) -> None:
+    """The one message of a command that was refused, or failed."""
+    typer.echo(f"lima2py: {what}", err=True)
+
+
+def acquire(session: Session, acquisition: Acquisition) -> Report:
+    """Run what is prepared, showing progress; Ctrl-C stops and aborts from here on."""
+    from lima2py.control.progress import Interrupts, LineTriggers, follow, open_console
+
+    console = open_console()
+    with Interrupts() as interrupts:
+        session.start()
+        if acquisition.trigger_mode == "software":
+            LineTriggers(session, acquisition, console).start()
+        return follow(session, interrupts, console)
 
 
 def split_set(texts: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -250,17 +341,17 @@ def split_set(texts: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
                 " --set view.by=[4,4]"
             )
         if owner == "detector":
-            detector[parameter] = plain_scalar(value)
+            detector[parameter] = plain(value)
         else:
-            graph[f"{owner}.{parameter}"] = plain_scalar(value)
+            graph[f"{owner}.{parameter}"] = plain(value)
     return graph, detector
 
 
 def find_system(
     file: str | None,
     detector: str | None,
-    acquisition_nodes: int | None,
-    processing_nodes: int | None,
+    acquisition_nodes: str | None,
+    processing_nodes: str | None,
     detector_set: Mapping[str, Any],
 ) -> System:
     """The system that the options ask for.
@@ -268,38 +359,55 @@ def find_system(
     Raises:
         BadParameter: if it cannot be, or the options contradict each other.
     """
+    from lima2py.session.system import System
+
     if file is None:
-        nodes = 1 if processing_nodes is None else processing_nodes
-        return open_system(
+        return System.local(
             detector or "simulator",
-            1 if acquisition_nodes is None else acquisition_nodes,
-            nodes,
-            dict(detector_set),
+            1 if acquisition_nodes is None else whole("--acquisition-nodes", acquisition_nodes),
+            1 if processing_nodes is None else whole("--processing-nodes", processing_nodes),
+            detector_set,
         )
     if acquisition_nodes is not None or processing_nodes is not None or detector is not None:
         raise BadParameter(
             "--system says which nodes and which detector there are: leave out --detector,"
             " --acquisition-nodes and --processing-nodes, or --system"
         )
-    return open_system(file, 1, 1, dict(detector_set))
+    return System.read(Path(file), detector_set)
 
 
-def default_frames(system: System) -> int:
-    """How many frames to take when nobody says: all there are, if the detector has an end."""
-    plugin = open_detector(system.detector, system.set, system.base)
-    try:
-        return 0 if plugin.capabilities.ends else DEFAULT_FRAMES
-    finally:
-        plugin.close()
+def asked_of(system: System, **options: str | None) -> dict[str, Any]:
+    """The acquisition parameters that were given, read as YAML would read them; and how many."""
+    from lima2py.control.preview import default_frames
+
+    asked = {name: plain(text) for name, text in options.items() if text is not None}
+    if "nb_frames" not in asked:
+        asked["nb_frames"] = default_frames(system)
+    return asked
 
 
-def asked_of(**options: Any) -> dict[str, Any]:
-    """The acquisition parameters that were given; text is read as YAML would read it."""
-    return {
-        name: plain_scalar(value) if isinstance(value, str) else value
-        for name, value in options.items()
-        if value is not None
-    }
+def plain(text: str) -> Any:
+    """The text of an option as YAML would read it."""
+    from lima2py.documents import plain_scalar
+
+    return plain_scalar(text)
+
+
+def whole(option: str, text: str) -> int:
+    """A whole number of an option.
+
+    Raises:
+        BadParameter: if it is none.
+    """
+    value = plain(text)
+    if type(value) is not int:
+        raise BadParameter(f"{option}: should be a whole number; given: {text}")
+    return value
+
+
+def _where_to_look(error: typer.TyperException) -> str:
+    context = getattr(error, "ctx", None)
+    return f"; see {context.command_path} --help" if context else ""
 
 
 def _first_line(cls: type) -> str:

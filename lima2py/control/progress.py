@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import threading
 import time
 from contextlib import suppress
+from types import FrameType
+from typing import Any, Self
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from lima2py.errors import BadCommand
+from lima2py.acquisition import Acquisition
+from lima2py.errors import BadCommand, LimaError
+from lima2py.node.life import State
 from lima2py.session.report import Report
 from lima2py.session.session import Progress, Session
 from lima2py.units import as_size
@@ -21,51 +27,118 @@ QUIET_REFRESH = 5.0
 """Seconds between two lines where the output is no terminal."""
 
 
-def follow(session: Session, console: Console) -> Report:
+def open_console() -> Console:
+    """Standard error, for messages and progress; text is printed as it is."""
+    return Console(stderr=True, soft_wrap=True, markup=False, highlight=False, emoji=False)
+
+
+class Interrupts:
+    """Counts Ctrl-C while in use, so that none can come at a bad moment; the third one raises."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._before: Any = None
+
+    def __enter__(self) -> Self:
+        self._before = signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+        if self.count > 2:
+            raise KeyboardInterrupt
+
+
+def follow(session: Session, interrupts: Interrupts, console: Console) -> Report:
     """Wait for the end of a run, showing where it is.
 
     The first Ctrl-C stops and drains, the second aborts.
     """
     rates = _Rate()
-    stopping = False
+    obeyed = 0
+    said = time.monotonic()
     with Live(console=console, auto_refresh=False, transient=True) as live:
-        said = time.monotonic()
         while True:
             try:
-                report = session.wait(REFRESH)
-                break
+                return session.wait(REFRESH)
             except TimeoutError:
                 progress = session.progress()
-                rate = rates.over(progress.settled)
-                if console.is_terminal:
-                    live.update(_table(progress, rate), refresh=True)
-                elif time.monotonic() - said > QUIET_REFRESH:
-                    said = time.monotonic()
-                    console.print(_line(progress, rate), highlight=False)
-            except KeyboardInterrupt:
-                with suppress(BadCommand):  # it ended by itself meanwhile
-                    if stopping:
-                        session.abort()
-                        console.print("aborting: what is in flight is discarded")
-                    else:
-                        session.stop()
-                        console.print("stopping: what was acquired is saved; Ctrl-C again aborts")
-                stopping = True
-    return report
+            rate = rates.over(progress.settled)
+            if console.is_terminal:
+                live.update(_table(progress, rate), refresh=True)
+            elif time.monotonic() - said > QUIET_REFRESH:
+                said = time.monotonic()
+                console.print(_line(progress, rate) + _nodes(progress))
+            while obeyed < min(interrupts.count, 2):
+                obeyed += 1
+                _obey(obeyed, session, console)
 
 
-def trigger_by_lines(session: Session, console: Console) -> None:
-    """One software trigger for every line of standard input, until the run is over."""
-    console.print("software trigger: press Enter for each one")
+def _obey(interrupt: int, session: Session, console: Console) -> None:
+    with suppress(BadCommand):  # it ended by itself meanwhile
+        if interrupt == 1:
+            session.stop()
+            console.print("stopping: what was acquired is saved; Ctrl-C again aborts")
+        else:
+            session.abort()
+            console.print("aborting: what is in flight is discarded")
 
-    def read() -> None:
-        for _ in sys.stdin:
-            try:
-                session.trigger()
-            except BadCommand as error:
-                console.print(f"no trigger: {error}")
 
-    threading.Thread(target=read, name="trigger", daemon=True).start()
+class LineTriggers:
+    """One software trigger for every line of standard input, until the run is over.
+
+    When the input ends before the last trigger, the run is stopped once the frames of those given
+    have come: nobody could give another.
+    """
+
+    def __init__(self, session: Session, acquisition: Acquisition, console: Console):
+        self._session = session
+        self._console = console
+        self._per_trigger = acquisition.nb_frames_per_trigger
+        self._needed = -(-acquisition.nb_frames // self._per_trigger)
+        self._given = 0
+
+    def start(self) -> None:
+        """Read from now on, in a thread of its own."""
+        of = f" of {self._needed}" if self._needed else ""
+        self._console.print(f"software trigger: every line (Enter) is one{of}")
+        threading.Thread(target=self._main, name="trigger", daemon=True).start()
+
+    def _main(self) -> None:
+        try:
+            while lines := self._read():
+                for _ in range(lines.count(b"\n")):
+                    self._trigger()
+            if not self._needed or self._given < self._needed:
+                self._stop()
+        except LimaError as error:  # the run is over, or a node lost: the report says which
+            self._console.print(f"no more triggers: {error}")
+
+    def _read(self) -> bytes:
+        """What was typed; nothing at the end. No buffer: one would be locked at our exit."""
+        return os.read(sys.stdin.fileno(), 4096) if sys.stdin is not None else b""
+
+    def _trigger(self) -> None:
+        try:
+            self._session.trigger()
+            self._given += 1
+        except BadCommand as error:
+            self._console.print(f"trigger {self._given + 1} was refused: {error}")
+
+    def _stop(self) -> None:
+        of = f" of {self._needed}" if self._needed else ""
+        self._console.print(
+            f"standard input has ended after {self._given}{of} triggers: stopping when their"
+            " frames have come"
+        )
+        while self._session.progress().acquired < self._given * self._per_trigger:
+            if self._session.state is not State.RUNNING:
+                return
+            time.sleep(REFRESH)
+        self._session.stop()
 
 
 class _Rate:
@@ -83,21 +156,31 @@ class _Rate:
 
 
 def _line(progress: Progress, rate: float) -> str:
-    """One line: frames, rate, ring."""
+    """One line: frames, rate, ring, and how many frames were not saved."""
     asked = f" of {progress.asked}" if progress.asked else ""
+    others = [f", {word} {n}" for word, n in progress.counts.items() if word != "saved"]
     return (
         f"{progress.state.value}: {progress.settled}{asked} frames, {rate:.0f}/s,"
-        f" {rate * progress.frame_bytes / 1e9:.2f} GB/s, ring {progress.ring:.0%}"
+        f" {rate * progress.frame_bytes / 1e9:.3f} GB/s, ring {progress.ring:.0%}{''.join(others)}"
     )
+
+
+def _frames(status: Any) -> int:
+    return int(status.get("frames", status.get("acquired", 0)))
+
+
+def _nodes(progress: Progress) -> str:
+    """Frames that every node had so far, in a few words."""
+    counts = [f"{name} {_frames(status)}" for name, status in progress.nodes.items()]
+    return f" ({', '.join(counts)})" if counts else ""
 
 
 def _table(progress: Progress, rate: float) -> Table:
     """The line, and a row for every node."""
     table = Table(title=_line(progress, rate), title_justify="left", box=None, pad_edge=False)
     for column in ("node", "state", "frames", "memory", ""):
-        table.add_column(column, justify="left" if column in ("node", "") else "right")
+        table.add_column(column, justify="left" if column in ("node", "state", "") else "right")
     for name, status in progress.nodes.items():
         ring = f"ring {status['slots_used']}/{status['slots']}" if "slots" in status else ""
-        frames = status.get("frames", status.get("acquired", 0))
-        table.add_row(name, status["state"], str(frames), as_size(status["memory"]), ring)
+        table.add_row(name, status["state"], str(_frames(status)), as_size(status["memory"]), ring)
     return table

@@ -12,6 +12,7 @@ from typing import Any
 
 from lima2py.errors import BadGraph, BadParameter
 from lima2py.frame import FrameSpec
+from lima2py.geometry import Affine
 from lima2py.graph.definition import GraphDefinition
 from lima2py.task import Sink, Task
 from lima2py.tasks.reduce import RoiCounters
@@ -128,21 +129,24 @@ class Plan:
         }
 
     def table(self) -> str:
-        """The plan for a person: shapes, types, memory of a frame, and where pixels lie."""
-        rows = [("detector", "", "", str(self.spec), as_size(self.spec.nbytes), _place(self.spec))]
-        for step in self.steps:
-            spec = step.spec
-            rows.append(
-                (step.name, step.do, f"from {step.source_name}", str(spec), as_size(spec.nbytes),
-                 _place(spec))
-            )  # fmt: skip
-        widths = [max(len(row[column]) for row in rows) for column in range(5)]
+        """The plan for a person: what every task gives, and where its pixels lie if elsewhere."""
+        rows = [("detector", "", "", self.spec)]
+        rows += [(step.name, step.do, f"from {step.source_name}", step.spec) for step in self.steps]
+        cells = [
+            (name, do, source, _product(spec), as_size(spec.nbytes), _place(spec))
+            for name, do, source, spec in rows
+        ]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         return "\n".join(
-            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)),
-                       row[5]]).rstrip()
-            for row in rows
-        )  # fmt: skip
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in cells
+        )
+
+
+def _product(spec: FrameSpec) -> str:
+    return f"{spec}: {', '.join(spec.labels)}" if 0 < len(spec.labels) <= 4 else str(spec)
 
 
 def _place(spec: FrameSpec) -> str:
-    return f"to_detector {spec.to_detector}" if spec.to_detector else ""
+    own = spec.to_detector is None or spec.to_detector == Affine()
+    return "" if own else f"to_detector {spec.to_detector}"

@@ -114,12 +114,20 @@ class AcquisitionRun(Run):
 
     def __init__(self, order: AcquisitionOrder, node: AcquisitionNode, detector: Detector):
         settings = MemorySettings.load(order.memory, f"{node.who}, memory")
+        settings.apply_affinity()
         asked = Acquisition.load(order.requested, "acquisition")
         detector.capabilities.check(asked, detector.info)
         spec = detector.describe(asked)
         plan = Plan.make(read_graph(order.graph), spec)
         super().__init__(order.run, node.who, plan)
-        shape = RingShape.plan(spec, settings.ring, plan.group, asked.nb_frames)
+        shape = RingShape.plan(
+            spec,
+            settings.ring,
+            group=plan.group,
+            nb_frames=asked.nb_frames,
+            period=detector.shortest_period(asked),
+            nodes=max(1, order.nodes) * order.size,
+        )
         group = max(plan.group, shape.frames // plan.group * plan.group)
         self.order = order
         self.detector = detector

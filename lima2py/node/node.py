@@ -14,7 +14,7 @@ from typing import Any
 import zmq
 
 from lima2py.errors import BadCommand, BadParameter, did_you_mean
-from lima2py.memory import MemorySettings, host_identity
+from lima2py.memory import host_identity
 from lima2py.node.run import Run
 from lima2py.tasks.tap import Tap
 from lima2py.transport.sockets import PrivateFolder, new_context
@@ -128,10 +128,6 @@ class Node(ABC):
         if task not in taps:
             raise BadParameter(f'tap "{task}": the graph has no such tap{did_you_mean(task, taps)}')
         return read_tap(taps[task], after)
-
-    def apply(self, memory: MemorySettings) -> None:
-        """Bind this process to the processors it shall use."""
-        memory.apply_affinity()
 
     def close(self) -> None:
         """End every run and close everything; may be called twice."""

@@ -77,6 +77,7 @@ class ProcessingOrder(msgspec.Struct, frozen=True):
     run: str
     name: str
     graph: GraphText
+    memory: dict[str, Any]
     rank: int
     nodes: int
     senders: list[AcquisitionReady]

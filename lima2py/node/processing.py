@@ -12,6 +12,7 @@ from lima2py.frame import FrameSpec
 from lima2py.graph.definition import GraphDefinition, parse_graph
 from lima2py.graph.flow import Flow
 from lima2py.graph.plan import Plan
+from lima2py.memory import MemorySettings
 from lima2py.node.life import Outcome
 from lima2py.node.node import Node
 from lima2py.node.orders import (
@@ -33,6 +34,7 @@ class ProcessingRun(Run):
     """Pull → graph."""
 
     def __init__(self, order: ProcessingOrder, node: ProcessingNode):
+        MemorySettings.load(order.memory, f"{node.who}, memory").apply_affinity()
         graph = read_graph(order.graph)
         lead = order.senders[0]
         spec = FrameSpec.from_plain(lead.spec)

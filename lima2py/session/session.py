@@ -155,7 +155,7 @@ class Session:
         self._refuse_if_running("prepare")
         definition = self._definition(graph, overrides or {})
         requested = Acquisition.load(acquisition, "acquisition")
-        _check_name(name)
+        check_name(name)
         self._forget_prepared()
         self._start_nodes()
         self.run = uuid.uuid4().hex
@@ -390,10 +390,11 @@ class Session:
         asked = requested.model_dump(mode="json", by_alias=True, exclude_unset=True)
         plain: dict[str, Any] = {}
         readies = []
-        for rank, handle in enumerate(self._acquisition):
+        places = system.acquisition or (None,)
+        for rank, (handle, place) in enumerate(zip(self._acquisition, places, strict=True)):
             order = AcquisitionOrder(
                 run=self.run, name=name, output=output, graph=graph, detector=detector,
-                requested=asked, memory=system.memory_of(rank), nodes=len(self._processing),
+                requested=asked, memory=system.memory_of(place), nodes=len(self._processing),
                 rank=rank, size=len(self._acquisition),
             )  # fmt: skip
             plain = handle.call(
@@ -416,7 +417,13 @@ class Session:
     ) -> list[ProcessingReady]:
         def prepare(handle: Handle) -> ProcessingReady:
             order = ProcessingOrder(
-                self.run, name, graph, handle.rank, len(self._processing), readies
+                self.run,
+                name,
+                graph,
+                self.system.memory_of(self.system.processing[handle.rank]),
+                handle.rank,
+                len(self._processing),
+                readies,
             )
             return msgspec.convert(
                 handle.call("prepare", timeout=PREPARE_TIMEOUT, order=msgspec.to_builtins(order)),
@@ -583,7 +590,12 @@ class _Watch:
         }
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Refuse what cannot be the name of a run.
+
+    Raises:
+        BadParameter: saying what can.
+    """
     allowed = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.+@ ")
     if not name.strip() or set(name) - allowed or name.startswith(".") or len(name) > 100:
         raise BadParameter(

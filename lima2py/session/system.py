@@ -176,11 +176,12 @@ class System(Model):
         }
         return cls.load(values, "system")
 
-    def memory_of(self, rank: int) -> dict[str, Any]:
-        """The `MemorySettings` of an acquisition node (or of the one process), as plain values."""
-        settings = self.memory.plain()
-        own = self.acquisition[rank].memory if self.acquisition else None
-        return settings | (own.model_dump(mode="json", exclude_unset=True) if own else {})
+    def memory_of(self, place: NodePlace | None) -> dict[str, Any]:
+        """The `MemorySettings` of a node (None: of the one process), as plain values."""
+        own = place.memory if place else None
+        return self.memory.plain() | (
+            own.model_dump(mode="json", exclude_unset=True) if own else {}
+        )
 
     def host_of(self, place: NodePlace) -> str | None:
         """By which name other hosts reach a node that runs here; None if none has to."""

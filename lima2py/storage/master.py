@@ -95,19 +95,28 @@ def write_master(
         StorageError: if it cannot be written.
     """
     path = f"{prefix}_master.h5"
-    temporary = f"{prefix}_master.h5.part"
     with telling(path, "cannot be written"):
-        Path(temporary).unlink(missing_ok=True)
-        try:
-            with h5py.File(temporary, "x", libver=("v110", "v110"), locking=False) as file:
-                problems = _write(file, table, node_files, spec, run)
-                _write_ending(file[ENTRY], table, outcome, [*errors, *problems])
-                _write_files(file[ENTRY]["lima2py"], node_files)
-                file.attrs["file_name"] = Path(path).name
-            os.replace(temporary, path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        # In memory first: HDF5 does not survive a disk that is full when it closes a file.
+        with h5py.File(path, "w", "core", ("v110", "v110"), backing_store=False) as file:
+            problems = _write(file, table, node_files, spec, run)
+            _write_ending(file[ENTRY], table, outcome, [*errors, *problems])
+            _write_files(file[ENTRY]["lima2py"], node_files)
+            file.flush()
+            content = file.id.get_file_image()
+        _put_in_place(path, content)
     return Master(path, problems)
+
+
+def _put_in_place(path: str, content: bytes) -> None:
+    temporary = Path(f"{path}.part")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _write(

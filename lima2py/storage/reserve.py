@@ -61,8 +61,35 @@ def reserve(sinks: Mapping[str, Sink], output: Path, name: str, run: str) -> Res
         run: its id.
 
     Raises:
+        BadParameter, StorageError: see `settle`; or if a folder cannot be written to.
+    """
+    paths = settle(sinks, output, name, run)
+    reservation = Reservation({sink: str(path) for sink, path in paths.items()})
+    try:
+        for path in paths.values():
+            _make_folder(path.parent, reservation.created)
+    except BaseException:
+        reservation.release()
+        raise
+    for path in paths.values():
+        for old in files_of(path):
+            with telling(old, "cannot be deleted"):
+                old.unlink()
+    return reservation
+
+
+def settle(sinks: Mapping[str, Sink], output: Path, name: str, run: str) -> dict[str, Path]:
+    """The path that the files of each sink will begin with; touches nothing.
+
+    Args:
+        sinks: by name in the graph.
+        output: the folder everything goes to.
+        name: what the user called the run.
+        run: its id.
+
+    Raises:
         BadParameter: if a template or name cannot be used, or two sinks write one file.
-        StorageError: if a folder cannot be written to, or files exist and may not be replaced.
+        StorageError: if files exist and may not be replaced.
     """
     output = Path(os.path.abspath(output))
     paths: dict[str, Path] = {}
@@ -75,21 +102,10 @@ def reserve(sinks: Mapping[str, Sink], output: Path, name: str, run: str) -> Res
                     f" {path}; put {{sink}} into both"
                 )
         paths[sink] = path
-    reservation = Reservation({})
-    try:
-        for sink, path in paths.items():
-            _make_folder(path.parent, reservation.created)
-            policy = getattr(sinks[sink], "exists", "abort")
-            paths[sink] = _make_way(sink, path, policy, set(paths.values()))
-    except BaseException:
-        reservation.release()
-        raise
-    for path in paths.values():
-        for old in files_of(path):
-            with telling(old, "cannot be deleted"):
-                old.unlink()
-    reservation.paths.update({sink: str(path) for sink, path in paths.items()})
-    return reservation
+    for sink, path in paths.items():
+        policy = getattr(sinks[sink], "exists", "abort")
+        paths[sink] = _make_way(sink, path, policy, set(paths.values()))
+    return paths
 
 
 def check_template(template: str) -> None:
@@ -103,10 +119,10 @@ def check_template(template: str) -> None:
 
 def files_of(prefix: Path) -> list[Path]:
     """The files that lie at a prefix now: those of nodes, and the master."""
-    try:
-        names = os.listdir(prefix.parent)
-    except FileNotFoundError:
+    if not prefix.parent.is_dir():
         return []
+    with telling(prefix.parent, "cannot be looked into"):
+        names = os.listdir(prefix.parent)
     begin = prefix.name
     return [
         prefix.parent / name

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from lima2py.frame import FrameSpec
 from lima2py.storage.layout import fill_value
 
-MAX_MAPPINGS = 10_000
+MAX_MAPPINGS = 2000
+"""HDF5 takes about 24 kB of memory for each while it writes them."""
 
 
 class Part(NamedTuple):

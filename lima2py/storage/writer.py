@@ -1,29 +1,24 @@
 """The file of one node: rows of frames, appended, and safe once `flush` has returned.
 
-Pixels go through `write_direct_chunk` alone, so that an error names the frames it hit, and HDF5
-never compresses. A chunk that must be made safe before it is full is written uncompressed and
-stays so: then each further frame is written in place, and what was safe before is never moved.
-Records (index, fate, timestamp, ...) are written after the frames they speak of.
+HDF5 never compresses: whole chunks are, by us, and go to the file as they are. A chunk that must
+be made safe before it is full is written uncompressed and stays so: then each further frame is
+written in its place, and what was safe before is never moved.
 
-A block that could not be written leaves nothing behind: its rows are given to the next one. After
-a failure HDF5 can silently lose what is written through the same handles, so they are all closed
-and opened again.
+A full disk shows at the next `flush`, not at once: until then HDF5 believes that all is well (see
+`steady`), and the rows keep their numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 
-from lima2py.errors import StorageError
 from lima2py.frame import Absence, Array, Block, Fate, FrameSpec
 from lima2py.storage.codec import Codec, raw
-from lima2py.storage.failures import HDF5_ERRORS, telling
+from lima2py.storage.failures import telling
 from lima2py.storage.layout import (
     ENTRY,
     FATE_TYPE,
@@ -40,6 +35,7 @@ from lima2py.storage.layout import (
     safe_text,
     unknown,
 )
+from lima2py.storage.steady import SteadyFile
 from lima2py.task import RunContext
 
 ALONE = 32 * 2**10
@@ -95,7 +91,6 @@ class NodeFile:
         self._chunk = frames_per_chunk(spec, run.frames_per_block)
         self._tail = np.empty((self._chunk, *spec.shape), spec.dtype)
         self._tail_in_file = False
-        self._stale = 0
         self._curves = curves(spec)
         self._records: dict[str, np.dtype[Any]] = {
             "frames/index": np.dtype("u8"),
@@ -106,16 +101,18 @@ class NodeFile:
         self._notes: list[_Note] = []
         self._noted = 0
         self._ranges = 0
+        self._dirty = False
         self._open: dict[str, h5py.Dataset] = {}
         with telling(path, "cannot be made"):
-            self._file = h5py.File(path, "x", locking=False)
-        try:
-            with telling(path, "cannot be made"):
+            self._disk = SteadyFile(path)
+            self._file = h5py.File(path, "w", driver="fileobj", fileobj=self._disk)
+            try:
                 self._detector = self._lay_out(run)
                 self._file.flush()
-        except StorageError:
-            self._discard()
-            raise
+                self._disk.commit()
+            except BaseException:
+                self._discard()
+                raise
 
     def append(self, block: Block) -> int:
         """Write the frames of a block, absent ones too; returns the row of the first.
@@ -123,36 +120,26 @@ class NodeFile:
         Absent frames read as the fill value.
         """
         row, end = self.rows, self.rows + block.count
-        try:
-            with self._careful("cannot be written"):
-                data = self._dataset("data")
-                if data.shape[0] < end:
-                    data.id.set_extent((end, *self._spec.saved_shape))
-                self._put(block)
-        except StorageError:
-            self._stale = max(self._stale, end)
-            raise
-        self._notes.append(self._note(block))
+        note = self._note(block)
+        with telling(self.path, "cannot be written"):
+            self._disk.catch_up()
+            self._dirty = True
+            self._dataset("data").id.set_extent((end, *self._spec.saved_shape))
+            self._put(block)
+        self._notes.append(note)
         self.rows = end
         return row
 
     def flush(self) -> None:
         """Make all rows readable, whatever becomes of this process."""
-        if not self._notes:
+        if not self._dirty:
             return
-        with self._careful("cannot be written"):
-            filled = self.rows % self._chunk
-            if filled:
-                self._tail[filled:] = self._fill
-                self._tail_in_file = True
-                at = self.rows - filled
-                self._write(at, raw(self._tail), self._codec.skipped)
+        with telling(self.path, "cannot be written"):
+            self._disk.catch_up()
+            self._settle()
             self._file.flush()
-            ranges = self._write_notes()
-            self._file.flush()
-        self._noted = self.rows
-        self._ranges = ranges
-        self._notes.clear()
+            self._disk.commit()
+        self._dirty = False
 
     def close(self) -> None:
         """Flush and close; a file without a frame is removed."""
@@ -161,17 +148,13 @@ class NodeFile:
         if not self.rows:
             self._discard()
             return
-        try:
-            self.flush()
-            with self._careful("cannot be trimmed"):
-                data = self._dataset("data")
-                if data.shape[0] > self.rows:
-                    data.id.set_extent((self.rows, *self._spec.saved_shape))
-        except StorageError:
-            with suppress(StorageError):
-                self._close()
-            raise
-        self._close()
+        with telling(self.path, "cannot be closed"):
+            try:
+                self._settle()
+                self._file.close()
+                self._disk.commit()
+            finally:
+                self._disk.close()
 
     def _lay_out(self, run: RunContext) -> h5py.Group:
         spec, shape = self._spec, self._spec.saved_shape
@@ -207,7 +190,7 @@ class NodeFile:
                 whole = np.ascontiguousarray(block.pixels[part])
                 self._write(row, self._codec.encode(whole), 0)
                 continue
-            if take == self._chunk and not here.any() and row >= self._stale:
+            if take == self._chunk and not here.any():
                 continue  # a chunk that is not written reads as the fill value
             tail = self._tail[start : start + take]
             if here.any():
@@ -225,10 +208,18 @@ class NodeFile:
         """Write a whole chunk, the one that begins with this row."""
         at = (row, *[0] * len(self._spec.saved_shape))
         self._dataset("data").id.write_direct_chunk(at, content, filter_mask)
-        if filter_mask:
-            # HDF5 remembers the chunk it wrote last without its mask; whoever in this process
-            # reads it, or shrinks the dataset, would be given rubbish.
-            self._let_go("data")
+
+    def _settle(self) -> None:
+        """Hand to HDF5 what waits here: the last chunk, though it is not full, and the records."""
+        filled = self.rows % self._chunk
+        if filled:
+            self._tail[filled:] = self._fill
+            self._tail_in_file = True
+            self._write(self.rows - filled, raw(self._tail), self._codec.skipped)
+        if self._notes:
+            self._write_notes()
+            self._noted = self.rows
+            self._notes.clear()
 
     def _note(self, block: Block) -> _Note:
         fates = np.full(block.count, Fate.SAVED, np.uint8)
@@ -248,8 +239,7 @@ class NodeFile:
         absences = [(block.index + offset, said) for offset, said in sorted(block.absences.items())]
         return _Note(block.count, values, absences)
 
-    def _write_notes(self) -> int:
-        """Write the records that wait; returns how many absences the file then tells of."""
+    def _write_notes(self) -> None:
         for path, dtype in self._records.items():
             record = self._dataset(path)
             record.resize((self.rows,))
@@ -260,41 +250,18 @@ class NodeFile:
                 ]
             )
         absences = (absence for note in self._notes for absence in note.absences)
-        return add_absences(self._detector["absences"], absence_ranges(absences), self._ranges)
+        group = self._detector["absences"]
+        self._ranges = add_absences(group, absence_ranges(absences), self._ranges)
 
     def _dataset(self, path: str) -> h5py.Dataset:
-        """A dataset below the detector's group; the same handle until something fails."""
+        """A dataset below the detector's group; made if it is a record that is new."""
         if path not in self._open:
             if path not in self._detector:
                 new_record(self._detector, path, self._records[path])
             self._open[path] = self._detector[path]
         return self._open[path]
 
-    @contextmanager
-    def _careful(self, what: str) -> Iterator[None]:
-        """Tell what failed, and let go of every handle it may have spoiled."""
-        try:
-            with telling(self.path, what):
-                yield
-        except StorageError:
-            self._let_go(*self._open)
-            raise
-
-    def _let_go(self, *paths: str) -> None:
-        """Close datasets now, whoever else still refers to them."""
-        for path in paths:
-            with suppress(*HDF5_ERRORS):
-                h5py.h5i.dec_ref(self._open.pop(path).id)
-
-    def _close(self) -> None:
-        try:
-            with telling(self.path, "cannot be closed"):
-                self._file.close()
-        finally:
-            with suppress(*HDF5_ERRORS):
-                self._file.close()  # after an error the first call has not let go of the file
-
     def _discard(self) -> None:
-        with suppress(StorageError):
-            self._close()
+        self._file.close()
+        self._disk.close()
         Path(self.path).unlink(missing_ok=True)

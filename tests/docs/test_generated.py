@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent.parent
 FRAGMENT = re.compile(r"\d+\.(feature|bugfix|removal|misc)(\.\d+)?\.md\Z")
 
@@ -34,3 +36,9 @@ def test_every_decision_says_why_what_and_what_follows() -> None:
     for path in decisions:
         headings = re.findall(r"^## (.+)$", path.read_text(), re.MULTILINE)
         assert headings == ["Context", "Decision", "Consequences"], path.name
+
+
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md"])
+def test_links_outside_the_documents_lead_somewhere(page: str) -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
+    assert not [link for link in links if not (ROOT / link).exists()]

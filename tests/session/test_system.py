@@ -64,9 +64,9 @@ def test_a_node_has_the_memory_of_the_system_but_for_what_it_says_itself(path: P
     path.write_text(ID10)
     system = System.read(path)
     common = {"ring": 512 * 2**20, "locked": False, "numa_node": None, "cpus": [0, 2]}
-    assert system.memory_of(1) == common
-    assert system.memory_of(0) == common | {"locked": True, "cpus": [1]}
-    assert MemorySettings.load(system.memory_of(0), "memory").cpus == (1,)
+    assert system.memory_of(system.acquisition[1]) == common
+    assert system.memory_of(system.acquisition[0]) == common | {"locked": True, "cpus": [1]}
+    assert MemorySettings.load(system.memory_of(system.acquisition[0]), "memory").cpus == (1,)
 
 
 def test_nodes_of_this_host_are_given_its_name_when_other_hosts_take_part(path: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_system_without_nodes_is_one_process(path: Path) -> None:
     path.write_text("system: laptop\ndetector: simulator\nmemory: {ring: 1 MiB}\n")
     system = System.read(path)
     assert system.acquisition == system.processing == ()
-    assert system.memory_of(0)["ring"] == 2**20
+    assert system.memory_of(None)["ring"] == 2**20
 
 
 @given(st.integers(1, 5), st.integers(1, 5))

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-import resource
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +24,7 @@ from lima2py.storage.layout import fill_value
 from lima2py.storage.read import RunFile
 from lima2py.storage.writer import ALONE, IMAGES_PER_CHUNK, ROWS_PER_CHUNK, frames_per_chunk
 from lima2py.testing.strategies import absences
-from tests.storage.made_up import LOST, context_of, numbers, started
+from tests.storage.made_up import LOST, context_of, files_no_larger_than, numbers, started
 
 COUNTERS = np.dtype([("min", "u4"), ("sum", "f8")])
 SMALL = FrameSpec.dense(4, 6, np.uint16)
@@ -239,7 +236,7 @@ import numpy as np
 from pathlib import Path
 from lima2py.frame import Absence, Block, Fate, FrameSpec
 from lima2py.storage.dense import SaveDense
-from tests.storage.made_up import LOST, context_of, numbers, started
+from tests.storage.made_up import LOST, context_of, files_no_larger_than, numbers, started
 
 spec = FrameSpec.dense(int(sys.argv[2]), 60, np.uint16)
 context = context_of(Path(sys.argv[1]), spec, frames_per_block=16)
@@ -280,17 +277,6 @@ def test_flushed_frames_survive_a_killed_writer(tmp_path: Path, height: int) -> 
     assert 0 < (~here).sum() < 20
     assert np.array_equal(frames[:safe][here], numbers(spec, 0, safe)[:, 0][here])
     assert (frames[:safe][~here] == 65535).all()
-
-
-@contextmanager
-def files_no_larger_than(size: int) -> Iterator[None]:
-    """Let the system refuse to let files of this process grow further, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("side", [32, 200])
@@ -354,40 +340,6 @@ def test_a_file_that_cannot_be_closed_is_told_of_and_let_go(tmp_path: Path) -> N
     following.write(Block(LARGE, 0, 1, numbers(LARGE, 0, 1)))
     following.finish()
     assert np.array_equal(read(following.files[0])[0], numbers(LARGE, 0, 1)[:, 0])
-
-
-@pytest.mark.parametrize("chunked", [False, True])
-def test_frames_that_failed_leave_no_trace(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunked: bool
-) -> None:
-    spec = FrameSpec.dense(8, 8, np.uint16) if chunked else LARGE
-    context = context_of(tmp_path / "a", spec, frames_per_block=4)
-    sink = started(SaveDense(), spec, context)
-    assert sink._output is not None
-    sink.write(Block(spec, 0, 2, numbers(spec, 0, 2)))
-    write = sink._output._write
-    calls = 0
-
-    def fail_second(*args: object) -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 2:
-            raise OSError(5, "Input/output error")
-        write(*args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(sink._output, "_write", fail_second)
-    many = sink._output._chunk * 3
-    with pytest.raises(StorageError, match="Input/output error"):
-        sink.write(Block(spec, 2, many, numbers(spec, 2, many)))
-    monkeypatch.undo()
-    gone = dict.fromkeys(range(many // 2), LOST)
-    assert sink.write(Block(spec, 500, many // 2, None, gone)) == 2
-    sink.finish()
-    frames, indices, fates, _ = read(sink.files[0])
-    assert indices.tolist() == [0, 1, *range(500, 500 + many // 2)]
-    assert fates.tolist() == [1, 1, *[int(LOST.cause)] * (many // 2)]
-    assert np.array_equal(frames[:2], numbers(spec, 0, 2)[:, 0])
-    assert (frames[2:] == fill_value(spec.dtype)).all()
 
 
 def test_reasons_of_any_text_are_kept(tmp_path: Path) -> None:

@@ -1,0 +1,158 @@
+"""What HDF5 takes for its disk while it writes a file: one that never fails, and loses nothing.
+
+HDF5 does not survive a disk that is full: what is written again through the same handles can be
+lost without a word, and closing them can bring down the process. So it never hears of it: what
+the disk does not take is kept here and tried again by `commit`, which says what is wrong.
+
+New bytes go to the disk at once, past its end. What changes bytes that were there at the last
+`commit` waits for the next one, and is written when all new bytes are safe, in the order of the
+file, the superblock first: if the process is killed in between, what is there still opens.
+"""
+
+from __future__ import annotations
+
+import os
+from itertools import groupby
+
+PAGE = 4096
+
+
+class SteadyFile:
+    """A new file, to be given to `h5py.File`.
+
+    Attributes:
+        path: of the file.
+
+    Raises:
+        OSError: if it exists or cannot be made.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        self._at = 0
+        self._size = 0
+        self._solid = 0
+        self._pages: dict[int, bytearray] = {}
+        """Changed pages of what is solid, by number; the last may reach beyond it."""
+        self._backlog: list[tuple[int, bytes]] = []
+        """New bytes that the disk did not take."""
+
+    def catch_up(self) -> None:
+        """Bring to the disk the new bytes that it has refused.
+
+        Raises:
+            OSError: if it refuses again.
+        """
+        for at, data in self._backlog:
+            self._put(at, data)
+        self._backlog.clear()
+
+    def commit(self) -> None:
+        """Bring to the disk all that waits; right after a flush of HDF5.
+
+        Raises:
+            OSError: if it does not take it; all of it still waits.
+        """
+        self.catch_up()
+        if os.fstat(self._fd).st_size != self._size:
+            os.ftruncate(self._fd, self._size)
+        solid = min(self._solid, self._size)
+        for _, run in groupby(enumerate(sorted(self._pages)), lambda pair: pair[1] - pair[0]):
+            numbers = [number for _, number in run]
+            data = b"".join(self._pages[number] for number in numbers)
+            at = numbers[0] * PAGE
+            self._put(at, data[: solid - at])
+        self._pages.clear()
+        self._solid = self._size
+
+    def close(self) -> None:
+        """Let go of the file, whatever still waits; may be called twice."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Called by HDF5."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}
+        self._at = base[whence] + offset
+        return self._at
+
+    def tell(self) -> int:
+        """Called by HDF5."""
+        return self._at
+
+    def truncate(self, size: int) -> int:
+        """Called by HDF5."""
+        self._size = size
+        return size
+
+    def flush(self) -> None:
+        """Called by HDF5; `commit` does the work."""
+
+    def write(self, data: memoryview) -> int:
+        """Called by HDF5."""
+        length, at = len(data), self._at
+        self._at = end = at + length
+        self._size = max(self._size, end)
+        inside = max(0, min(end, self._solid) - at)
+        if inside:
+            self._change(at, data[:inside])
+        if inside < length:
+            self._add(at + inside, data[inside:])
+        return length
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Called by HDF5."""
+        at, end = self._at, min(self._at + len(buffer), self._size)
+        if end <= at:
+            return 0
+        buffer[: end - at] = self._get(at, end - at)
+        for start, data in self._backlog:
+            _lay(buffer[: end - at], at, start, data)
+        for number in range(at // PAGE, -(-end // PAGE)):
+            if number in self._pages:
+                page = self._pages[number][: self._solid - number * PAGE]
+                _lay(buffer[: end - at], at, number * PAGE, page)
+        self._at = end
+        return end - at
+
+    def _change(self, at: int, data: memoryview) -> None:
+        """Bytes in place of others that must stand until the next commit."""
+        done = 0
+        while done < len(data):
+            number, start = divmod(at + done, PAGE)
+            part = data[done : done + PAGE - start]
+            if number not in self._pages:
+                self._pages[number] = bytearray(
+                    PAGE if len(part) == PAGE else self._get(number * PAGE, PAGE)
+                )
+            self._pages[number][start : start + len(part)] = part
+            done += len(part)
+
+    def _add(self, at: int, data: memoryview) -> None:
+        """Bytes where nothing is yet that anybody refers to."""
+        if not self._backlog:
+            try:
+                self._put(at, data)
+                return
+            except OSError:
+                pass  # commit tries again, and tells
+        self._backlog.append((at, bytes(data)))
+
+    def _put(self, at: int, data: bytes | memoryview) -> None:
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self._fd, data[done:], at + done)
+
+    def _get(self, at: int, length: int) -> bytes:
+        """Bytes on the disk; zeros where there are none."""
+        data = os.pread(self._fd, length, at)
+        return data if len(data) == length else data.ljust(length, b"\0")
+
+
+def _lay(buffer: memoryview, at: int, start: int, data: bytes | bytearray) -> None:
+    """Copy what of `data`, at `start` in the file, lies within `buffer`, at `at` in the file."""
+    first, last = max(at, start), min(at + len(buffer), start + len(data))
+    if first < last:
+        buffer[first - at : last - at] = data[first - start : last - start]
