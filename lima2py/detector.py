@@ -277,7 +277,7 @@ class Detector(Model, ABC):
         )
 
     def shortest_period(self, acquisition: Acquisition) -> float:
-        """The shortest time from frame to frame that is to be expected, in seconds; 0 if unknown."""
+        """The shortest time from frame to frame to be expected, in seconds; 0 if unknown."""
         return acquisition.period
 
     def wait(self, until: float) -> bool:

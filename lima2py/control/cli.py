@@ -29,9 +29,6 @@ import typer
 from lima2py.errors import BadParameter, LimaError
 
 if TYPE_CHECKING:
-    from lima2py.acquisition import Acquisition
-    from lima2py.session.report import Report
-    from lima2py.session.session import Session
     from lima2py.session.system import System
 
 INCOMPLETE = 1
@@ -149,6 +146,7 @@ def run(
     The first Ctrl-C stops and saves what was acquired, the second aborts.
     """
     from lima2py.control.preview import Preview
+    from lima2py.control.progress import Interrupts, LineTriggers, follow, open_console
     from lima2py.graph.definition import load_graph
     from lima2py.session.session import Session
 
@@ -165,10 +163,17 @@ def run(
     definition = load_graph(graph, overrides)
     if all(place.address is None for place in (*described.acquisition, *described.processing)):
         Preview.make(described, definition, asked, output, name)  # refuses before a node is started
-    with Session.open(described) as session:
+    console = open_console()
+    alone = not described.processing  # then preparing is done here, and must not be torn
+    with Interrupts(hold=1 if alone else 0) as interrupts, Session.open(described) as session:
         hardware = session.prepare(graph=definition, output=output, name=name, **asked)
+        interrupts.check()
+        interrupts.hold = 2  # from now on they stop and abort
         try:
-            report = acquire(session, hardware)
+            session.start()
+            if hardware.trigger_mode == "software":
+                LineTriggers(session, hardware, console).start()
+            report = follow(session, interrupts, console)
         except LimaError as error:
             complain(error)
             raise typer.Exit(INCOMPLETE) from None
@@ -297,7 +302,8 @@ def main() -> None:
     try:
         status = app(standalone_mode=False)
     except typer.TyperException as error:
-        complain(f"{error.format_message().rstrip('.')}{_where_to_look(error)}")
+        said = error.format_message().replace("Value error, ", "").rstrip(".")
+        complain(f"{said}{_where_to_look(error)}")
         status = REFUSED
     except LimaError as error:
         complain(error)
@@ -310,18 +316,6 @@ def main() -> None:
 def complain(what: object) -> None:
     """The one message of a command that was refused, or failed."""
     typer.echo(f"lima2py: {what}", err=True)
-
-
-def acquire(session: Session, acquisition: Acquisition) -> Report:
-    """Run what is prepared, showing progress; Ctrl-C stops and aborts from here on."""
-    from lima2py.control.progress import Interrupts, LineTriggers, follow, open_console
-
-    console = open_console()
-    with Interrupts() as interrupts:
-        session.start()
-        if acquisition.trigger_mode == "software":
-            LineTriggers(session, acquisition, console).start()
-        return follow(session, interrupts, console)
 
 
 def split_set(texts: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -16,13 +17,16 @@ from rich.live import Live
 from rich.table import Table
 
 from lima2py.acquisition import Acquisition
-from lima2py.errors import BadCommand, LimaError
+from lima2py.errors import BadCommand
 from lima2py.node.life import State
 from lima2py.session.report import Report
-from lima2py.session.session import Progress, Session
+from lima2py.session.session import Session
+from lima2py.session.watch import Progress
 from lima2py.units import as_size
 
 REFRESH = 0.2
+RETRY = 0.02
+"""Seconds between two looks whether the detector takes a trigger now."""
 QUIET_REFRESH = 5.0
 """Seconds between two lines where the output is no terminal."""
 
@@ -33,10 +37,16 @@ def open_console() -> Console:
 
 
 class Interrupts:
-    """Counts Ctrl-C while in use, so that none can come at a bad moment; the third one raises."""
+    """Counts Ctrl-C while in use, so that what must not be torn is not; too many raise.
 
-    def __init__(self) -> None:
+    Attributes:
+        count: how many came.
+        hold: how many are only counted; one more raises `KeyboardInterrupt`.
+    """
+
+    def __init__(self, hold: int):
         self.count = 0
+        self.hold = hold
         self._before: Any = None
 
     def __enter__(self) -> Self:
@@ -46,9 +56,14 @@ class Interrupts:
     def __exit__(self, *_: object) -> None:
         signal.signal(signal.SIGINT, self._before)
 
+    def check(self) -> None:
+        """Raise `KeyboardInterrupt` if one was held back."""
+        if self.count:
+            raise KeyboardInterrupt
+
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
-        if self.count > 2:
+        if self.count > self.hold:
             raise KeyboardInterrupt
 
 
@@ -88,7 +103,7 @@ def _obey(interrupt: int, session: Session, console: Console) -> None:
 
 
 class LineTriggers:
-    """One software trigger for every line of standard input, until the run is over.
+    """One software trigger for every line of standard input, as soon as the detector takes it.
 
     When the input ends before the last trigger, the run is stopped once the frames of those given
     have come: nobody could give another.
@@ -103,42 +118,51 @@ class LineTriggers:
 
     def start(self) -> None:
         """Read from now on, in a thread of its own."""
-        of = f" of {self._needed}" if self._needed else ""
-        self._console.print(f"software trigger: every line (Enter) is one{of}")
+        self._console.print(f"software trigger: every line (Enter) is one{self._of}")
         threading.Thread(target=self._main, name="trigger", daemon=True).start()
 
     def _main(self) -> None:
-        try:
+        with suppress(BadCommand):  # the run is over
             while lines := self._read():
                 for _ in range(lines.count(b"\n")):
                     self._trigger()
             if not self._needed or self._given < self._needed:
                 self._stop()
-        except LimaError as error:  # the run is over, or a node lost: the report says which
-            self._console.print(f"no more triggers: {error}")
 
     def _read(self) -> bytes:
         """What was typed; nothing at the end. No buffer: one would be locked at our exit."""
         return os.read(sys.stdin.fileno(), 4096) if sys.stdin is not None else b""
 
     def _trigger(self) -> None:
-        try:
-            self._session.trigger()
-            self._given += 1
-        except BadCommand as error:
-            self._console.print(f"trigger {self._given + 1} was refused: {error}")
+        patience = time.monotonic() + QUIET_REFRESH
+        while True:
+            try:
+                self._session.trigger()
+                break
+            except BadCommand as error:
+                if self._session.state is not State.RUNNING:
+                    raise
+                if time.monotonic() > patience:
+                    self._console.print(f"trigger {self._given + 1} waits: {error}")
+                    patience = math.inf
+                time.sleep(RETRY)
+        self._given += 1
 
     def _stop(self) -> None:
-        of = f" of {self._needed}" if self._needed else ""
+        """Stop when the frames of all triggers have come."""
         self._console.print(
-            f"standard input has ended after {self._given}{of} triggers: stopping when their"
+            f"standard input has ended after {self._given} triggers{self._of}: stopping when their"
             " frames have come"
         )
         while self._session.progress().acquired < self._given * self._per_trigger:
             if self._session.state is not State.RUNNING:
                 return
-            time.sleep(REFRESH)
+            time.sleep(RETRY)
         self._session.stop()
+
+    @property
+    def _of(self) -> str:
+        return f" of {self._needed}" if self._needed else ""
 
 
 class _Rate:

@@ -127,11 +127,15 @@ def load_graph(name_or_path: str, overrides: Mapping[str, Any] = _NO_OVERRIDES) 
     """
     shipped = _shipped_graphs()
     path = shipped.get(name_or_path, Path(name_or_path))
+    if not path.suffix and not path.exists():
+        raise BadGraph(
+            f'there is no graph "{name_or_path}"{did_you_mean(name_or_path, shipped)}; or give the'
+            " path of a .yaml file"
+        )
     try:
         text = read_text(path, "graph")
     except BadParameter as error:
-        known = ", ".join(shipped)
-        raise BadGraph(f"{error}; graphs known by name: {known}") from None
+        raise BadGraph(str(error)) from None
     return parse_graph(text, str(path), path.parent, overrides)
 
 

@@ -152,6 +152,12 @@ def aggregate(states: Iterable[State]) -> State:
     return State.PREPARED if found == {State.PREPARED} else State.IDLE
 
 
+def worst(outcomes: Iterable[Outcome]) -> Outcome:
+    """The one outcome that stands for several."""
+    order = (Outcome.ABORTED, Outcome.FAILED, Outcome.STOPPED, Outcome.COMPLETED)
+    return min(outcomes, key=order.index)
+
+
 def diagram() -> str:
     """The table as a Mermaid state diagram."""
     lines = ["stateDiagram-v2", "    [*] --> idle"]

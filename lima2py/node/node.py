@@ -90,7 +90,7 @@ class Node(ABC):
 
     def commands(self) -> dict[str, Callable[..., Any]]:
         """What it can be told, one after the other."""
-        return {"start": self.start, "reset": self.reset}
+        return {"start": self.start, "give_up": self.give_up}
 
     def quick(self) -> dict[str, Callable[..., Any]]:
         """What it answers at once, whatever else it does."""
@@ -100,10 +100,10 @@ class Node(ABC):
         """Let a prepared run go."""
         self.run(run).start()
 
-    def reset(self, run: str) -> None:
-        """Give up a prepared run, or forget one that has ended or is not known."""
+    def give_up(self, run: str) -> None:
+        """End a run, whatever state it is in; one that is not known is over already."""
         if run in self.runs:
-            self.runs[run].reset()
+            self.runs[run].abandon(PATIENCE)
 
     def status(self, run: str) -> dict[str, Any]:
         """Where a run is."""

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from lima2py.acquisition import Parameters
+from lima2py.graph.definition import GraphDefinition, parse_graph
 from lima2py.memory import Handle, RingShape
 from lima2py.task import RunContext
 
@@ -136,3 +137,8 @@ def pick_address(addresses: list[str], same_host: bool) -> str:
     """The address to use among those a peer listens at: the local one where it can be reached."""
     wanted = "ipc:" if same_host else "tcp:"
     return next((address for address in addresses if address.startswith(wanted)), addresses[0])
+
+
+def read_graph(graph: GraphText) -> GraphDefinition:
+    """The definition of a graph that came as text."""
+    return parse_graph(graph.text, graph.where, graph.base)

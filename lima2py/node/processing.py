@@ -9,18 +9,17 @@ import msgspec
 
 from lima2py.errors import BadCommand
 from lima2py.frame import FrameSpec
-from lima2py.graph.definition import GraphDefinition, parse_graph
 from lima2py.graph.flow import Flow
 from lima2py.graph.plan import Plan
 from lima2py.memory import MemorySettings
 from lima2py.node.life import Outcome
 from lima2py.node.node import Node
 from lima2py.node.orders import (
-    GraphText,
     ProcessingOrder,
     ProcessingReady,
     context_of,
     pick_address,
+    read_graph,
 )
 from lima2py.node.run import Run
 from lima2py.transport.pull import Pull, Sender
@@ -166,8 +165,3 @@ class ProcessingNode(Node):
         ended = [name for name, run in self._runs.items() if not run.living]
         for name in ended[: max(0, len(ended) - KEPT_RUNS + 1)]:
             del self._runs[name]
-
-
-def read_graph(graph: GraphText) -> GraphDefinition:
-    """The definition of a graph that came as text."""
-    return parse_graph(graph.text, graph.where, graph.base)

@@ -48,11 +48,6 @@ class Run(ABC):
         self.life.do("start")
         self._thread.start()
 
-    def reset(self) -> None:
-        """Give up a run that has not started, or forget one that has ended."""
-        self.life.do("reset")
-        self.close()
-
     @abstractmethod
     def close(self) -> None:
         """Let go of everything; may be called twice. Not while the thread runs."""
@@ -79,6 +74,8 @@ class Run(ABC):
         if self._thread.ident is not None:
             self.discard()
             self._thread.join(patience)
+        elif self.life.state is State.PREPARED:
+            self.life.do("reset")
         if not self._thread.is_alive():
             self.close()
 

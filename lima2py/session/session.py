@@ -13,12 +13,10 @@ status several times a second, which is the heartbeat too, and tells the others 
 
 from __future__ import annotations
 
-import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -31,7 +29,7 @@ from lima2py.errors import BadCommand, BadParameter, LimaError, NodeError, did_y
 from lima2py.frame import Absence, Fate, Frame
 from lima2py.graph.definition import GraphDefinition, load_graph
 from lima2py.node.acquisition import AcquisitionNode
-from lima2py.node.life import State, aggregate
+from lima2py.node.life import State
 from lima2py.node.orders import (
     AcquisitionOrder,
     AcquisitionReady,
@@ -44,39 +42,10 @@ from lima2py.node.orders import (
 from lima2py.session.launch import Child, Handle, Inside, Remote
 from lima2py.session.report import Report
 from lima2py.session.system import NodePlace, System, open_system
+from lima2py.session.watch import Progress, Watch
 from lima2py.transport.sockets import PrivateFolder, new_context
 
-WATCH_EVERY = 0.1
-"""Seconds between two looks at every node."""
-SILENCE = 5.0
-"""Seconds a node may take to answer a look; then it counts as lost."""
 PREPARE_TIMEOUT = 120.0
-_OVER = (State.IDLE, State.FAULT)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run is.
-
-    Attributes:
-        state: of the whole system.
-        asked: frames asked for, 0 if endless.
-        acquired: frames the detector has delivered.
-        settled: frames with a fate.
-        counts: frames by fate so far.
-        frame_bytes: bytes of one raw frame.
-        ring: the fullest ring, 0 to 1.
-        nodes: the status of every node, by name.
-    """
-
-    state: State
-    asked: int = 0
-    acquired: int = 0
-    settled: int = 0
-    counts: Mapping[str, int] = field(default_factory=dict)
-    frame_bytes: int = 0
-    ring: float = 0.0
-    nodes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 class Session:
@@ -84,17 +53,17 @@ class Session:
 
     def __init__(self, system: System):
         self.system = system
-        self.graph: GraphDefinition | None = None
         self.plan = ""
         """The plan of the prepared run, as a table for a person."""
         self.run = ""
         """Id of the prepared, running or last run."""
+        self._name = ""
         self._context = new_context()
         self._folder: PrivateFolder | None = None
         self._acquisition: list[Handle] = []
         self._processing: list[Handle] = []
         self._prepared = False
-        self._watch: _Watch | None = None
+        self._watch: Watch | None = None
         self._taps: list[str] = []
         self._closed = False
 
@@ -156,10 +125,11 @@ class Session:
         definition = self._definition(graph, overrides or {})
         requested = Acquisition.load(acquisition, "acquisition")
         check_name(name)
-        self._forget_prepared()
+        if self._prepared:
+            self._give_up()
         self._start_nodes()
         self.run = uuid.uuid4().hex
-        self.graph = definition
+        self._name = name
         try:
             return self._prepare_nodes(
                 GraphText(definition.text, definition.where, str(definition.base)),
@@ -168,7 +138,7 @@ class Session:
                 requested,
             )
         except BaseException:
-            self._reset_nodes()
+            self._give_up()
             raise
 
     def start(self) -> None:
@@ -181,9 +151,13 @@ class Session:
         if not self._prepared:
             raise BadCommand(f"the session cannot start while {self.state.value}; it can: prepare")
         self._prepared = False
-        self._watch = _Watch(self.run, self._acquisition, self._processing)
-        for handle in [*self._processing, *reversed(self._acquisition)]:
-            handle.call("start", run=self.run)
+        try:
+            for handle in [*self._processing, *reversed(self._acquisition)]:
+                handle.call("start", run=self.run)
+        except LimaError:
+            self._give_up()
+            raise
+        self._watch = Watch(self.run, self._name, self._acquisition, self._processing)
         self._watch.start()
 
     def trigger(self) -> None:
@@ -298,10 +272,11 @@ class Session:
         self._closed = True
         if self._watch is not None:
             self._watch.close()
-        self._reset_nodes()
+        if self._prepared:
+            self._give_up()
         for handle in [*self._acquisition, *self._processing]:
             handle.close()
-        self._context.term()
+        self._context.destroy(linger=0)
         if self._folder is not None:
             self._folder.close()
 
@@ -334,7 +309,7 @@ class Session:
                 " it can: stop, abort, trigger, wait"
             )
 
-    def _running(self, command: str) -> _Watch:
+    def _running(self, command: str) -> Watch:
         if self._watch is None or self._watch.over.is_set():
             can = "prepare, start" if self._prepared else "prepare"
             raise BadCommand(
@@ -433,161 +408,17 @@ class Session:
         with ThreadPoolExecutor(len(self._processing)) as pool:
             return list(pool.map(prepare, self._processing))
 
-    def _forget_prepared(self) -> None:
-        if self._prepared:
-            self._reset_nodes()
-
-    def _reset_nodes(self) -> None:
-        """Give up a run that was prepared, wholly or in part."""
+    def _give_up(self) -> None:
+        """Undo what was prepared, or started, in part."""
         self._prepared = False
-        if self._watch is not None and self._watch.run == self.run:
-            return
         for handle in [*self._acquisition, *self._processing]:
             try:
-                handle.call("reset", timeout=5.0, run=self.run)
+                handle.call("give_up", run=self.run)
             except NodeError:
                 continue  # it is gone, and what it held with it
 
     def _tap_nodes(self) -> list[Handle]:
         return self._processing or self._acquisition
-
-
-class _Watch:
-    """Looks at every node until a run is over, and tells the others when one is lost."""
-
-    def __init__(self, run: str, acquisition: list[Handle], processing: list[Handle]):
-        self.run = run
-        self.over = threading.Event()
-        self.progress = Progress(State.RUNNING)
-        self._acquisition = acquisition
-        self._processing = processing
-        self._lost: dict[str, str] = {}
-        self._memory: dict[str, int] = {}
-        self._status: dict[str, dict[str, Any]] = {}
-        self._told: dict[str, Any] | None = None
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._main, name="watch", daemon=True)
-
-    def start(self) -> None:
-        """Begin to look."""
-        self._thread.start()
-
-    def close(self) -> None:
-        """Abort what still runs, and look no more."""
-        if self._thread.ident is None:
-            return
-        if not self.over.is_set():
-            self.tell("abort")
-            self.over.wait(SILENCE)
-        self._closing.set()
-        self._thread.join()
-
-    def tell(self, command: str) -> None:
-        """Give a command to every living acquisition node."""
-        for handle in self._acquisition:
-            if handle.name not in self._lost:
-                try:
-                    handle.look(command, run=self.run)
-                except (BadCommand, NodeError):
-                    continue  # it is over there already, or gone: the next look says which
-
-    def report(self) -> Report:
-        """What became of the run, once it is over."""
-        told = self._told or self._without_books()
-        return Report.make(told, dict(self._memory), list(self._lost.values()))
-
-    def _main(self) -> None:
-        while not self._closing.is_set():
-            for handle in [*self._acquisition, *self._processing]:
-                if handle.name not in self._lost:
-                    self._look_at(handle)
-            states = {
-                name: State(status["state"])
-                for name, status in self._status.items()
-                if name not in self._lost
-            }
-            if all(state in _OVER for state in states.values()):
-                self._end()
-                return
-            self.progress = self._progress(aggregate(states.values()))
-            self._closing.wait(WATCH_EVERY)
-
-    def _look_at(self, handle: Handle) -> None:
-        try:
-            status = handle.look("status", timeout=SILENCE, run=self.run)
-        except LimaError as error:
-            self._lose(handle, str(error))
-            return
-        self._status[handle.name] = status
-        peak = max(self._memory.get(handle.name, 0), status["memory"])
-        self._memory[handle.name] = peak
-
-    def _lose(self, handle: Handle, reason: str) -> None:
-        self._lost[handle.name] = reason
-        if isinstance(handle, Child):
-            handle.kill()  # whatever it still does, its frames go to others
-        if handle in self._processing:
-            others, command = self._acquisition, "node_lost"
-        else:
-            others, command = [*self._acquisition, *self._processing], "source_lost"
-        for other in others:
-            if other.name in self._lost:
-                continue
-            parameters: dict[str, Any] = {"reason": reason} if command == "node_lost" else {}
-            try:
-                other.look(command, timeout=SILENCE, run=self.run, rank=handle.rank, **parameters)
-            except LimaError as error:
-                self._lose(other, str(error))
-
-    def _progress(self, state: State) -> Progress:
-        sources = [
-            self._status[handle.name] for handle in self._acquisition if handle.name in self._status
-        ]
-        counts: dict[str, int] = {}
-        for status in sources:
-            for word, number in status["counts"].items():
-                counts[word] = counts.get(word, 0) + number
-        return Progress(
-            state=state,
-            asked=max((status["asked"] for status in sources), default=0),
-            acquired=max((status["acquired"] for status in sources), default=0),
-            settled=sum(status["settled"] for status in sources),
-            counts=counts,
-            frame_bytes=max((status["frame_bytes"] for status in sources), default=0),
-            ring=max(
-                (status["slots_used"] / status["slots"] for status in sources if status["slots"]),
-                default=0.0,
-            ),
-            nodes=dict(self._status),
-        )
-
-    def _end(self) -> None:
-        lead = self._acquisition[0]
-        if lead.name not in self._lost:
-            try:
-                self._told = lead.look("report", timeout=SILENCE, run=self.run)
-            except LimaError as error:
-                self._lost[lead.name] = str(error)
-        failed = self._told is None or self._told["outcome"] == "failed"
-        self.progress = self._progress(State.FAULT if failed else State.IDLE)
-        self.over.set()
-
-    def _without_books(self) -> dict[str, Any]:
-        """The report when the node that keeps the books is gone: no frame's fate is known."""
-        asked = self.progress.asked
-        return {
-            "run": self.run,
-            "name": "run",
-            "outcome": "failed",
-            "asked": asked,
-            "counts": {Fate.NODE_LOST.word: asked} if asked else {},
-            "absences": [],
-            "sinks": {},
-            "masters": {},
-            "errors": [],
-            "seconds": 0.0,
-            "ring_bytes": 0,
-        }
 
 
 def check_name(name: str) -> None:

@@ -108,8 +108,7 @@ class NodeFile:
             self._file = h5py.File(path, "w", driver="fileobj", fileobj=self._disk)
             try:
                 self._detector = self._lay_out(run)
-                self._file.flush()
-                self._disk.commit()
+                self._commit()
             except BaseException:
                 self._discard()
                 raise
@@ -136,9 +135,10 @@ class NodeFile:
             return
         with telling(self.path, "cannot be written"):
             self._disk.catch_up()
-            self._settle()
-            self._file.flush()
-            self._disk.commit()
+            self._write_tail()
+            self._commit()
+            self._write_notes()  # after the frames they speak of
+            self._commit()
         self._dirty = False
 
     def close(self) -> None:
@@ -150,7 +150,8 @@ class NodeFile:
             return
         with telling(self.path, "cannot be closed"):
             try:
-                self._settle()
+                self._write_tail()
+                self._write_notes()
                 self._file.close()
                 self._disk.commit()
             finally:
@@ -209,17 +210,17 @@ class NodeFile:
         at = (row, *[0] * len(self._spec.saved_shape))
         self._dataset("data").id.write_direct_chunk(at, content, filter_mask)
 
-    def _settle(self) -> None:
-        """Hand to HDF5 what waits here: the last chunk, though it is not full, and the records."""
+    def _write_tail(self) -> None:
+        """Write the last chunk though it is not full."""
         filled = self.rows % self._chunk
         if filled:
             self._tail[filled:] = self._fill
             self._tail_in_file = True
             self._write(self.rows - filled, raw(self._tail), self._codec.skipped)
-        if self._notes:
-            self._write_notes()
-            self._noted = self.rows
-            self._notes.clear()
+
+    def _commit(self) -> None:
+        self._file.flush()
+        self._disk.commit()
 
     def _note(self, block: Block) -> _Note:
         fates = np.full(block.count, Fate.SAVED, np.uint8)
@@ -240,6 +241,9 @@ class NodeFile:
         return _Note(block.count, values, absences)
 
     def _write_notes(self) -> None:
+        """Write the records that wait."""
+        if not self._notes:
+            return
         for path, dtype in self._records.items():
             record = self._dataset(path)
             record.resize((self.rows,))
@@ -252,6 +256,8 @@ class NodeFile:
         absences = (absence for note in self._notes for absence in note.absences)
         group = self._detector["absences"]
         self._ranges = add_absences(group, absence_ranges(absences), self._ranges)
+        self._noted = self.rows
+        self._notes.clear()
 
     def _dataset(self, path: str) -> h5py.Dataset:
         """A dataset below the detector's group; made if it is a record that is new."""

@@ -2,9 +2,9 @@
 
 One PUSH socket for each receiving node. Who gets a block is a pure function of its group, the
 living nodes and the epoch, so several acquisition nodes agree without talking. Credits bound what
-is in flight at a node: nothing is sent beyond them. When a node is lost the epoch rises and what it had
-not done is sent to the living; a *done* counts only from a block's present owner, so a zombie
-changes nothing. A block that brought down two nodes is given up as `poison`.
+is in flight at a node: nothing is sent beyond them. When a node is lost the epoch rises and what
+it had not done is sent to the living; a *done* counts only from a block's present owner, so a
+zombie changes nothing. A block that brought down two nodes is given up as `poison`.
 """
 
 from __future__ import annotations

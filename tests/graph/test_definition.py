@@ -434,8 +434,10 @@ def test_an_unknown_graph_is_refused_with_the_known_ones(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadGraph) as caught:
         load_graph("frist_light")
-    assert "frist_light: there is no such graph" in str(caught.value)
-    assert f"graphs known by name: {', '.join(known_graphs())}" in str(caught.value)
+    assert 'there is no graph "frist_light" (did you mean "first_light"?)' in str(caught.value)
+    with pytest.raises(BadGraph) as caught:
+        load_graph("nonsense")
+    assert f"(known: {', '.join(known_graphs())}); or give the path" in str(caught.value)
 
 
 def test_a_graph_is_found_by_its_file_and_by_its_name(

@@ -265,7 +265,7 @@ def test_software_triggers_give_frames(here: Session, graph: Path, tmp_path: Pat
         ({"exposure": 1}, BadParameter, "there is no such field"),
         ({"roi": [0, 0, 1000, 10]}, BadParameter, "roi"),
         ({"name": "../x"}, BadParameter, "name"),
-        ({"graph": "nonsense"}, BadGraph, "there is no such graph"),
+        ({"graph": "nonsense"}, BadGraph, 'there is no graph "nonsense"'),
         ({"overrides": {"small.by": [7, 7]}}, BadGraph, 'task "small", by: '),
         ({"overrides": {"nothing.by": [7, 7]}}, BadGraph, "nothing"),
         ({"overrides": {"raw.file": "x", "binned.file": "x"}}, BadParameter, "binned"),

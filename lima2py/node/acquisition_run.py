@@ -1,0 +1,371 @@
+"""An acquisition run: detector → outlet, with the ledger; then the books.
+
+The node of rank 0 keeps the books: it reserves the files before a run, takes the accounts of the
+other acquisition nodes after it, and writes the masters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from lima2py.acquisition import Acquisition, Parameters
+from lima2py.detector import Detector, Share
+from lima2py.errors import BadCommand
+from lima2py.frame import Absence, Fate
+from lima2py.graph.flow import Flow
+from lima2py.graph.plan import Plan
+from lima2py.memory import Heap, MemorySettings, Placed, Ring, RingShape, Shared
+from lima2py.node.ledger import Ledger
+from lima2py.node.life import Outcome, State, worst
+from lima2py.node.node import Node
+from lima2py.node.orders import (
+    AcquisitionOrder,
+    AcquisitionReady,
+    ConnectOrder,
+    context_of,
+    pick_address,
+    read_graph,
+)
+from lima2py.node.outlet import Inline, Outlet
+from lima2py.node.readout import Readout
+from lima2py.node.run import Run
+from lima2py.storage.master import write_master
+from lima2py.storage.reserve import Reservation, reserve
+from lima2py.transport import wire
+from lima2py.transport.push import STALL, Books, Push, Receiver, Settled
+from lima2py.transport.sockets import connect, new_socket
+
+OUR_FAULT = (
+    Fate.NODE_LOST,
+    Fate.POISON,
+    Fate.DEADLINE,
+    Fate.TASK_FAILED,
+    Fate.NOT_SAVED,
+    Fate.OVERRUN,
+)
+"""Fates that make a run `failed`: the detector delivered the frame, and we lost it."""
+KEPT_RANGES = 1000
+
+
+class AcquisitionRun(Run):
+    """Detector → outlet."""
+
+    def __init__(self, order: AcquisitionOrder, node: Node, detector: Detector):
+        settings = MemorySettings.load(order.memory, f"{node.who}, memory")
+        settings.apply_affinity()
+        asked = Acquisition.load(order.requested, "acquisition")
+        detector.capabilities.check(asked, detector.info)
+        spec = detector.describe(asked)
+        plan = Plan.make(read_graph(order.graph), spec)
+        super().__init__(order.run, node.who, plan)
+        shape = RingShape.plan(
+            spec,
+            settings.ring,
+            group=plan.group,
+            nb_frames=asked.nb_frames,
+            period=detector.shortest_period(asked),
+            nodes=max(1, order.nodes) * order.size,
+        )
+        group = max(plan.group, shape.frames // plan.group * plan.group)
+        self.order = order
+        self.detector = detector
+        self.masters: dict[str, str] = {}
+        self.settled_blocks = 0
+        self._node = node
+        self._share = Share(order.rank, order.size, group)
+        self._lead_books: tuple[str, bool] | None = None
+        self._aborted = False
+        self._lost_sources: set[int] = set()
+        self._files: dict[int, dict[str, list[str]]] = {}
+        self._outlet: Outlet | None = None
+        self._books: Books | None = None
+        self._ring: Ring | None = None
+        self._reserved: Reservation | None = None
+        self._began = False
+        try:
+            hardware = detector.prepare(asked, self._share)
+            self._ring = Ring(spec, shape, Placed(Shared() if order.nodes else Heap(), settings))
+            if order.rank == 0:  # last, since it may clear away the files of an older run
+                self._reserved = reserve(plan.sinks, Path(order.output), order.name, order.run)
+            if order.nodes:
+                self._books = Books(node.context, node.addresses("books"))
+            self.ready = self._answer(asked, hardware, group)
+            self.ledger = Ledger(list(plan.sinks), hardware.nb_frames)
+            self.readout = Readout(detector, hardware, spec, self._ring, self._share)
+            if not order.nodes:
+                context = context_of(self.ready, order, node.name)
+                flow = Flow(plan, context, max(1, shape.slots // 4))
+                self._outlet = Inline(flow)
+                self._files[0] = flow.files
+            self.life.do("prepare")
+        except BaseException:
+            self.close()
+            raise
+
+    def _answer(self, asked: Acquisition, hardware: Acquisition, group: int) -> AcquisitionReady:
+        assert self._ring is not None  # noqa: S101 - for the type checker
+        detector, order = self.detector, self.order
+        described = detector.describe_all()
+        return AcquisitionReady(
+            rank=order.rank,
+            host=self._node.identity,
+            addresses=self._books.addresses if self._books else [],
+            spec=self.plan.spec.plain(),
+            ring=self._ring.shape,
+            handle=self._ring.buffer.handle,
+            group=group,
+            tracks=1 + len(self.plan.sinks),
+            paths=dict(self._reserved.paths) if self._reserved else {},
+            parameters=Parameters(
+                requested={
+                    "acquisition": order.requested,
+                    "detector": {"name": order.detector.name, **order.detector.overrides},
+                    "graph": {"file": order.graph.where, "text": order.graph.text},
+                },
+                hardware={"acquisition": hardware.plain(), "detector": described["parameters"]},
+                pipeline=self.plan.plain(),
+            ),
+            detector=described,
+            rois=self.plan.rois,
+            plan=self.plan.table(),
+            taps=list(self.plan.taps),
+            started=time.time(),
+        )
+
+    def connect(self, order: ConnectOrder) -> None:
+        """Meet the processing nodes."""
+        assert self._books is not None  # noqa: S101 - only nodes that push are connected
+        receivers = []
+        for ready in order.receivers:
+            same_host = ready.host == self._node.identity
+            receivers.append(
+                Receiver(
+                    ready.rank,
+                    ready.name,
+                    ready.incarnation,
+                    pick_address(ready.addresses, same_host),
+                    ready.credits,
+                    self.order.rank in ready.shared,
+                )
+            )
+            self._files[ready.rank] = ready.files
+        self._outlet = Push(
+            self._node.context,
+            self._books,
+            self.run,
+            self.order.rank,
+            receivers,
+            self._share.group,
+            self.ready.tracks,
+        )
+        if self.order.rank:
+            same_host = order.books_host == self._node.identity
+            self._lead_books = (pick_address(order.books, same_host), same_host)
+
+    def start(self) -> None:
+        """See `Run.start`.
+
+        Raises:
+            BadCommand: if it is not prepared, or was not connected.
+        """
+        if self._outlet is None:
+            raise BadCommand(f"{self.who} was prepared but is not connected to processing nodes")
+        self._began = True
+        super().start()
+
+    def stop(self) -> None:
+        """Acquire no more; what was acquired goes through. From any thread."""
+        self.life.do("stop")
+        self.detector.stop()
+
+    def abort(self) -> None:
+        """Acquire no more, and discard what is in flight. From any thread."""
+        self.life.do("stop")
+        self._aborted = True
+        if self._outlet is not None:
+            self._outlet.abort()
+        self.detector.stop()
+
+    def discard(self) -> None:
+        """See `Run.discard`."""
+        with contextlib.suppress(BadCommand):  # it has ended already
+            self.abort()
+
+    def lose_node(self, rank: int, reason: str) -> None:
+        """A processing node is dead. From any thread."""
+        if isinstance(self._outlet, Push):
+            self._outlet.lose(rank, reason)
+
+    def lose_source(self, rank: int) -> None:
+        """Another acquisition node is dead: do not wait for its account. From any thread."""
+        self._lost_sources.add(rank)
+
+    def loop(self) -> Outcome:
+        """Frames from the detector to the outlet, until all are settled; then the books."""
+        assert self._outlet is not None  # noqa: S101 - start has checked it
+        outlet = self._outlet
+        broken = False
+        try:
+            self.detector.start()
+            for block in self.readout:
+                if block is not None:
+                    self.ledger.acquired(block.end)
+                    outlet.process(block, self.readout.slot)
+                self._settle(outlet.collect(idle=block is None))
+            ended = self.readout.ended
+        except Exception as error:
+            broken = True
+            ended = (Fate.NOT_ACQUIRED, str(error))
+            self.errors.append(f"{self.who}: detector {self.detector.info.name}: {error}")
+        self.detector.stop()
+        for settled in outlet.drain():
+            self._settle(settled)
+        self.errors += outlet.errors
+        return self._close_books(ended, broken)
+
+    def _settle(self, settled: Iterable[Settled]) -> None:
+        assert self._ring is not None  # noqa: S101 - for the type checker
+        for slot, node, done in settled:
+            self.ledger.settle(done, node)
+            self.settled_blocks += 1
+            if slot >= 0:
+                self._ring.release(slot)
+
+    def _close_books(self, ended: tuple[Fate, str] | None, broken: bool) -> Outcome:
+        fate, why = ended or (Fate.NODE_LOST, "nobody said what became of it")
+        if self._aborted:
+            fate, why = Fate.ABORTED, "aborted"
+        self.ledger.close(Absence(fate, "run", why), self._share)
+        stopped = self.life.state is State.STOPPING
+        if self._aborted:
+            outcome = Outcome.ABORTED
+        elif broken or self._ended_early(ended, stopped) or self._we_lost_frames():
+            outcome = Outcome.FAILED
+            if not broken and self._ended_early(ended, stopped):
+                self.errors.append(
+                    f"{self.who}: the readout ended at frame {self.readout.index} of"
+                    f" {self.ledger.nb_frames}: {why}"
+                )
+        else:
+            outcome = Outcome.STOPPED if stopped and ended is not None else Outcome.COMPLETED
+        if self._lead_books is not None:
+            self._send_account(outcome)
+            return outcome
+        for account in self._gather_accounts():
+            self.ledger.merge(account.ledger)
+            self.errors += [text for text in account.errors if text not in self.errors]
+            outcome = worst([outcome, Outcome(account.outcome)])
+        if self.order.size > 1:
+            self.ledger.close(Absence(Fate.NODE_LOST, "ledger", "its acquisition node was lost"))
+            if self._we_lost_frames() and outcome is not Outcome.ABORTED:
+                outcome = Outcome.FAILED
+        return self._write_masters(outcome)
+
+    def _ended_early(self, ended: tuple[Fate, str] | None, stopped: bool) -> bool:
+        """Whether the readout ended, unasked, before all frames; an endless one may end."""
+        return ended is not None and not stopped and self.ledger.nb_frames > 0
+
+    def _we_lost_frames(self) -> bool:
+        counts = self.ledger.counts()
+        return any(counts.get(fate.word) for fate in OUR_FAULT)
+
+    def _send_account(self, outcome: Outcome) -> None:
+        assert self._lead_books is not None  # noqa: S101 - for the type checker
+        socket = new_socket(self._node.context, zmq.PUSH, hwm=0)
+        try:
+            connect(socket, self._lead_books[0])
+            account = wire.Account(
+                self.run, self.order.rank, self.ledger.pack(), outcome.value, self.errors
+            )
+            socket.send(wire.encode(account))
+        finally:
+            socket.close(linger=10_000)
+
+    def _gather_accounts(self) -> list[wire.Account]:
+        if self.order.size == 1 or not isinstance(self._outlet, Push):
+            return []
+        others = set(range(1, self.order.size))
+        deadline = time.monotonic() + STALL
+        while others - set(self._outlet.accounts) - self._lost_sources:
+            if time.monotonic() > deadline:
+                missing = sorted(others - set(self._outlet.accounts))
+                self.errors.append(f"{self.who}: no account from acquisition nodes {missing}")
+                break
+            self._outlet.listen()
+        return [self._outlet.accounts[rank] for rank in sorted(self._outlet.accounts)]
+
+    def _write_masters(self, outcome: Outcome) -> Outcome:
+        if isinstance(self._outlet, Push):
+            for rank, closed in self._outlet.closed.items():
+                self._files[rank] = closed.files
+        context = context_of(self.ready, self.order, self._node.name)
+        for name in self.plan.sinks:
+            try:
+                written = write_master(
+                    self.ready.paths[name],
+                    self.ledger.table(name),
+                    {rank: files[name] for rank, files in self._files.items()},
+                    self.plan.specs[name],
+                    context,
+                    outcome=outcome.value,
+                    errors=self.errors,
+                )
+                self.masters[name] = written.path
+                self.errors += written.problems
+                if written.problems:
+                    outcome = worst([outcome, Outcome.FAILED])
+            except Exception as error:
+                self.errors.append(f'{self.who}: the master of "{name}": {error}')
+                outcome = worst([outcome, Outcome.FAILED])
+        return outcome
+
+    def status(self) -> dict[str, Any]:
+        """See `Run.status`."""
+        ring = self._ring
+        push = self._outlet if isinstance(self._outlet, Push) else None
+        return {
+            **self._common_status(),
+            "asked": self.ledger.asked,
+            "acquired": self.ledger.end,
+            "settled": self.ledger.settled,
+            "counts": self.ledger.counts(),
+            "frame_bytes": self.plan.spec.nbytes,
+            "slots": ring.shape.slots if ring else 0,
+            "slots_used": ring.used if ring else 0,
+            "slots_peak": ring.peak if ring else 0,
+            "in_flight": push.in_flight if push else {},
+        }
+
+    def report(self) -> dict[str, Any]:
+        """What became of the run, as plain values."""
+        return {
+            "run": self.run,
+            "name": self.order.name,
+            "outcome": self.outcome.value if self.outcome else None,
+            "asked": self.ledger.asked,
+            "counts": self.ledger.counts(),
+            "sinks": self.ledger.sink_counts(),
+            "absences": self.ledger.ranges()[:KEPT_RANGES],
+            "masters": dict(self.masters),
+            "errors": list(self.errors),
+            "seconds": self.seconds,
+            "ring_bytes": self.ready.ring.slots * self.ready.ring.stride,
+        }
+
+    def close(self) -> None:
+        """See `Run.close`."""
+        if self._outlet is not None:
+            self._outlet.close()
+        if self._books is not None:
+            self._books.close()
+        if self._ring is not None:
+            self._ring.close()
+        if self._reserved is not None and not self._began:
+            self._reserved.release()
+            self._reserved = None
