@@ -1,4 +1,6 @@
-"""Run the measurements:  python -m benchmarks [--quick] [--json FILE]
+"""Run the measurements.
+
+    python -m benchmarks [--quick] [--json FILE]
 
 Every case is measured several times and given as the median, with its spread, relative to a limit
 measured between the same repetitions: machines are shared and noisy, and only ratios within one

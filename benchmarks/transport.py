@@ -1,7 +1,7 @@
 """What moving frames from one process to another costs, against copying them in one.
 
-The receiver is a real process with a real `Pull`; the sender copies frames from a cold pool into the
-slots of its ring, as a detector's plugin would, and pushes handles.
+The receiver is a real process with a real `Pull`; the sender copies frames from a cold pool into
+the slots of its ring, as a detector's plugin would, and pushes handles.
 """
 
 from __future__ import annotations

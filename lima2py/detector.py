@@ -201,13 +201,12 @@ class Detector(Model, ABC):
     def capabilities(self) -> Capabilities:
         """What it can do."""
 
-    @abstractmethod
     def prepare(self, acquisition: Acquisition, share: Share) -> Acquisition:
         """Make the hardware ready; return what it will really do.
 
         `capabilities` has been checked by then. The returned parameters may differ where the
-        hardware rounds (exposure in ticks of its clock). Plugins call this one first: it forgets
-        an earlier `stop`.
+        hardware rounds (exposure in ticks of its clock). A plugin that has something to do here
+        begins with `super().prepare(acquisition, share)`, which forgets an earlier `stop`.
 
         Raises:
             DetectorError: if it cannot; nothing is left half prepared.

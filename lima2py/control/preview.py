@@ -15,6 +15,7 @@ from lima2py.errors import BadGraph, BadParameter
 from lima2py.graph.definition import GraphDefinition
 from lima2py.graph.plan import Plan
 from lima2py.memory import MemorySettings, RingShape
+from lima2py.node.acquisition_run import plan_run
 from lima2py.session.session import check_name
 from lima2py.session.system import System
 from lima2py.storage.reserve import settle
@@ -63,16 +64,8 @@ class Preview:
         lead = system.acquisition[0] if system.acquisition else None
         memory = MemorySettings.load(system.memory_of(lead), "memory")
         with opened_detector(system) as detector:
-            detector.capabilities.check(acquisition, detector.info)
-            plan = Plan.make(graph, detector.describe(acquisition))
-            ring = RingShape.plan(
-                plan.spec,
-                memory.ring,
-                group=plan.group,
-                nb_frames=acquisition.nb_frames,
-                period=detector.shortest_period(acquisition),
-                nodes=max(1, len(system.processing)) * max(1, len(system.acquisition)),
-            )
+            shares = max(1, len(system.processing)) * max(1, len(system.acquisition))
+            plan, ring = plan_run(detector, acquisition, graph, memory.ring, shares)
         try:
             paths = settle(plan.sinks, output, name, run="{run}")
         except BadParameter as error:

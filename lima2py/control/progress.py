@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from types import FrameType
 from typing import Any, Self
@@ -25,6 +26,8 @@ from lima2py.session.watch import Progress
 from lima2py.units import as_size
 
 REFRESH = 0.2
+RATE_OVER = 3.0
+"""Seconds over which a rate is taken."""
 RETRY = 0.02
 """Seconds between two looks whether the detector takes a trigger now."""
 QUIET_REFRESH = 5.0
@@ -72,7 +75,7 @@ def follow(session: Session, interrupts: Interrupts, console: Console) -> Report
 
     The first Ctrl-C stops and drains, the second aborts.
     """
-    rates = _Rate()
+    rates = _Rates()
     obeyed = 0
     said = time.monotonic()
     with Live(console=console, auto_refresh=False, transient=True) as live:
@@ -81,7 +84,7 @@ def follow(session: Session, interrupts: Interrupts, console: Console) -> Report
                 return session.wait(REFRESH)
             except TimeoutError:
                 progress = session.progress()
-            rate = rates.over(progress.settled)
+            rate = rates.over(progress)
             if console.is_terminal:
                 live.update(_table(progress, rate), refresh=True)
             elif time.monotonic() - said > QUIET_REFRESH:
@@ -118,7 +121,8 @@ class LineTriggers:
 
     def start(self) -> None:
         """Read from now on, in a thread of its own."""
-        self._console.print(f"software trigger: every line (Enter) is one{self._of}")
+        needed = f", {self._needed} in all" if self._needed else ""
+        self._console.print(f"software trigger: every line (Enter) is one{needed}")
         threading.Thread(target=self._main, name="trigger", daemon=True).start()
 
     def _main(self) -> None:
@@ -150,9 +154,10 @@ class LineTriggers:
 
     def _stop(self) -> None:
         """Stop when the frames of all triggers have come."""
+        of = f" of {self._needed}" if self._needed else ""
         self._console.print(
-            f"standard input has ended after {self._given} triggers{self._of}: stopping when their"
-            " frames have come"
+            f"standard input has ended after {self._given}{of} triggers: stopping when their frames"
+            " have come"
         )
         while self._session.progress().acquired < self._given * self._per_trigger:
             if self._session.state is not State.RUNNING:
@@ -160,51 +165,60 @@ class LineTriggers:
             time.sleep(RETRY)
         self._session.stop()
 
-    @property
-    def _of(self) -> str:
-        return f" of {self._needed}" if self._needed else ""
 
-
-class _Rate:
-    """Turns snapshots into a rate, over the last seconds."""
+class _Rates:
+    """Turns snapshots into rates, over the last seconds."""
 
     def __init__(self) -> None:
-        self._history: list[tuple[float, int]] = []
+        self._history: list[tuple[float, dict[str, int]]] = []
 
-    def over(self, settled: int) -> float:
-        """Frames a second over the last three seconds."""
+    def over(self, progress: Progress) -> dict[str, float]:
+        """Frames a second over the last seconds: by node, and `""` for the whole run."""
         now = time.monotonic()
-        self._history = [*(item for item in self._history if now - item[0] < 3.0), (now, settled)]
+        counts = {name: _frames(status) for name, status in progress.nodes.items()}
+        self._history = [item for item in self._history if now - item[0] < RATE_OVER]
+        self._history.append((now, {**counts, "": progress.settled}))
         (first, before), (last, after) = self._history[0], self._history[-1]
-        return (after - before) / (last - first) if last > first else 0.0
+        return {
+            name: (n - before.get(name, n)) / ((last - first) or 1) for name, n in after.items()
+        }
 
 
-def _line(progress: Progress, rate: float) -> str:
+def _frames(status: Mapping[str, Any]) -> int:
+    """Frames that a node has had."""
+    return int(status.get("frames", status.get("acquired", 0)))
+
+
+def _line(progress: Progress, rate: Mapping[str, float]) -> str:
     """One line: frames, rate, ring, and how many frames were not saved."""
     asked = f" of {progress.asked}" if progress.asked else ""
     others = [f", {word} {n}" for word, n in progress.counts.items() if word != "saved"]
     return (
-        f"{progress.state.value}: {progress.settled}{asked} frames, {rate:.0f}/s,"
-        f" {rate * progress.frame_bytes / 1e9:.3f} GB/s, ring {progress.ring:.0%}{''.join(others)}"
+        f"{progress.state.value}: {progress.settled}{asked} frames, {rate['']:.0f}/s,"
+        f" {rate[''] * progress.frame_bytes / 1e9:.3f} GB/s, ring {progress.ring:.0%}"
+        f"{''.join(others)}"
     )
 
 
-def _frames(status: Any) -> int:
-    return int(status.get("frames", status.get("acquired", 0)))
-
-
 def _nodes(progress: Progress) -> str:
-    """Frames that every node had so far, in a few words."""
+    """Frames of every node, in a few words."""
     counts = [f"{name} {_frames(status)}" for name, status in progress.nodes.items()]
     return f" ({', '.join(counts)})" if counts else ""
 
 
-def _table(progress: Progress, rate: float) -> Table:
+def _table(progress: Progress, rate: Mapping[str, float]) -> Table:
     """The line, and a row for every node."""
     table = Table(title=_line(progress, rate), title_justify="left", box=None, pad_edge=False)
-    for column in ("node", "state", "frames", "memory", ""):
-        table.add_column(column, justify="left" if column in ("node", "state", "") else "right")
+    for column in ("node", "state", "frames", "rate", "memory", "ring"):
+        table.add_column(column, justify="left" if column in ("node", "state") else "right")
     for name, status in progress.nodes.items():
-        ring = f"ring {status['slots_used']}/{status['slots']}" if "slots" in status else ""
-        table.add_row(name, status["state"], str(_frames(status)), as_size(status["memory"]), ring)
+        ring = f"{status['slots_used']}/{status['slots']}" if "slots" in status else ""
+        table.add_row(
+            name,
+            status["state"],
+            str(_frames(status)),
+            f"{rate.get(name, 0):.0f}/s",
+            as_size(status["memory"]),
+            ring,
+        )
     return table

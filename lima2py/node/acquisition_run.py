@@ -18,6 +18,7 @@ from lima2py.acquisition import Acquisition, Parameters
 from lima2py.detector import Detector, Share
 from lima2py.errors import BadCommand
 from lima2py.frame import Absence, Fate
+from lima2py.graph.definition import GraphDefinition
 from lima2py.graph.flow import Flow
 from lima2py.graph.plan import Plan
 from lima2py.memory import Heap, MemorySettings, Placed, Ring, RingShape, Shared
@@ -53,6 +54,39 @@ OUR_FAULT = (
 KEPT_RANGES = 1000
 
 
+def plan_run(
+    detector: Detector,
+    asked: Acquisition,
+    graph: GraphDefinition,
+    ring_bytes: int,
+    shares: int,
+) -> tuple[Plan, RingShape]:
+    """The plan and the ring for what is asked of a detector; touches nothing.
+
+    Args:
+        detector: not prepared yet.
+        asked: what it shall do.
+        graph: what is to be done with its frames.
+        ring_bytes: the memory to use for the ring.
+        shares: in how many parts the frames are shared out among nodes.
+
+    Raises:
+        BadParameter: what cannot be.
+        LimaError: if the ring is too small.
+    """
+    detector.capabilities.check(asked, detector.info)
+    plan = Plan.make(graph, detector.describe(asked))
+    shape = RingShape.plan(
+        plan.spec,
+        ring_bytes,
+        group=plan.group,
+        nb_frames=asked.nb_frames,
+        period=detector.shortest_period(asked),
+        nodes=shares,
+    )
+    return plan, shape
+
+
 class AcquisitionRun(Run):
     """Detector → outlet."""
 
@@ -60,18 +94,9 @@ class AcquisitionRun(Run):
         settings = MemorySettings.load(order.memory, f"{node.who}, memory")
         settings.apply_affinity()
         asked = Acquisition.load(order.requested, "acquisition")
-        detector.capabilities.check(asked, detector.info)
-        spec = detector.describe(asked)
-        plan = Plan.make(read_graph(order.graph), spec)
+        shares = max(1, order.nodes) * order.size
+        plan, shape = plan_run(detector, asked, read_graph(order.graph), settings.ring, shares)
         super().__init__(order.run, node.who, plan)
-        shape = RingShape.plan(
-            spec,
-            settings.ring,
-            group=plan.group,
-            nb_frames=asked.nb_frames,
-            period=detector.shortest_period(asked),
-            nodes=max(1, order.nodes) * order.size,
-        )
         group = max(plan.group, shape.frames // plan.group * plan.group)
         self.order = order
         self.detector = detector
@@ -90,14 +115,16 @@ class AcquisitionRun(Run):
         self._began = False
         try:
             hardware = detector.prepare(asked, self._share)
-            self._ring = Ring(spec, shape, Placed(Shared() if order.nodes else Heap(), settings))
+            self._ring = Ring(
+                plan.spec, shape, Placed(Shared() if order.nodes else Heap(), settings)
+            )
             if order.rank == 0:  # last, since it may clear away the files of an older run
                 self._reserved = reserve(plan.sinks, Path(order.output), order.name, order.run)
             if order.nodes:
                 self._books = Books(node.context, node.addresses("books"))
             self.ready = self._answer(asked, hardware, group)
             self.ledger = Ledger(list(plan.sinks), hardware.nb_frames)
-            self.readout = Readout(detector, hardware, spec, self._ring, self._share)
+            self.readout = Readout(detector, hardware, plan.spec, self._ring, self._share)
             if not order.nodes:
                 context = context_of(self.ready, order, node.name)
                 flow = Flow(plan, context, max(1, shape.slots // 4))
@@ -331,7 +358,7 @@ class AcquisitionRun(Run):
         push = self._outlet if isinstance(self._outlet, Push) else None
         return {
             **self._common_status(),
-            "asked": self.ledger.asked,
+            "asked": self.ledger.nb_frames,
             "acquired": self.ledger.end,
             "settled": self.ledger.settled,
             "counts": self.ledger.counts(),

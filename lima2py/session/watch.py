@@ -183,7 +183,7 @@ class Watch:
 
     def _without_books(self) -> dict[str, Any]:
         """The report when the node that keeps the books is gone: no frame's fate is known."""
-        asked = self.progress.asked
+        asked = self.progress.asked or self.progress.acquired
         return {
             "run": self._run,
             "name": self._name,

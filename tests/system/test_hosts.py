@@ -1,4 +1,4 @@
-"""Nodes somebody else started, reached over the network; each behaves as if on a host of its own."""
+"""Nodes that somebody else started, reached over the network, as if on hosts of their own."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.system.rig import LIMA2PY, Command, assert_verifiable, check_account
 
 from lima2py.errors import NodeError
 from lima2py.session.session import Session
 from lima2py.session.system import System
+from tests.system.rig import LIMA2PY, Command, assert_verifiable, check_account
 
 Start = Callable[..., str]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import h5py
 import psutil
 import pytest
+
 from tests.system.rig import (
     Command,
     alive,

@@ -10,6 +10,7 @@ import fabio
 import h5py
 import numpy as np
 import pytest
+
 from tests.system.rig import Command, check_account, detector_group
 
 GRAPH = """

@@ -1,10 +1,11 @@
-"""Many frames through real nodes: all saved, all right, and memory does not grow with their number."""
+"""Many frames through real nodes: all saved, all right, in memory that does not grow."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import pytest
+
 from tests.system.rig import Command, assert_verifiable, check_account
 
 

@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,11 +24,11 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.fixture(autouse=True)
-def runtime_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def runtime_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     short = Path("/tmp") / f"l2t-{os.getpid()}"  # pytest's own are too long for a socket
     short.mkdir()
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(short))
-    yield short  # type: ignore[misc]
+    yield short
     short.rmdir()
 
 
