@@ -121,7 +121,8 @@ def _build(
     base: Path,
     where: str,
 ) -> Detector:
-    plugin: type[Detector] = plugins.load(plugins.DETECTORS, plugin_name, Detector, where)
+    at = f"{where}, plugin"
+    plugin: type[Detector] = plugins.load(plugins.DETECTORS, plugin_name, Detector, at)
     merged = {**_placed(plugin, values, folder), **_placed(plugin, overrides, base)}
     return plugin.load(merged, where)
 

@@ -36,7 +36,6 @@ REFUSED = 2
 INTERRUPTED = 130
 
 app = typer.Typer(
-    help="Acquire detector frames, process them while they fly, save them.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -66,30 +65,32 @@ DetectorName = Annotated[
         "--detector", metavar="NAME|FILE", help="by name, or by its YAML file [simulator]"
     ),
 ]
-# What is asked of the detector is text here: the model of an acquisition judges it, as in YAML.
+# Numbers are text here: the models that they are meant for judge them, as they do those in YAML.
 NbFrames = Annotated[
     str | None,
-    typer.Option(metavar="N", help="0 goes on until Ctrl-C [all the detector has, or 100]"),
+    typer.Option(
+        metavar="N", help="how many; 0 goes on until Ctrl-C [all the detector has, or 100]"
+    ),
 ]
 ExpoTime = Annotated[
-    str | None, typer.Option(metavar="T", help="of a frame, in seconds or like '10 ms' [0.1]")
+    str | None, typer.Option(metavar="T", help="exposure: seconds, or like '10 ms' [0.1]")
 ]
 LatencyTime = Annotated[
-    str | None, typer.Option(metavar="T", help="from one exposure to the next [0]")
+    str | None, typer.Option(metavar="T", help="pause after each exposure, likewise [0]")
 ]
 TriggerMode = Annotated[
     str | None,
     typer.Option(
         metavar="MODE",
-        help="internal, software (one for every line of input), external, gate [internal]",
+        help="internal, software (a line of input each), external or gate [internal]",
     ),
 ]
-PerTrigger = Annotated[str | None, typer.Option(metavar="N", help="[1]")]
+PerTrigger = Annotated[str | None, typer.Option(metavar="N", help="frames after each trigger [1]")]
 ProcessingNodes = Annotated[
-    str | None, typer.Option(metavar="N", help="0 runs everything in this process [1]")
+    str | None, typer.Option(metavar="N", help="processes that run the graph; 0: this one [1]")
 ]
 AcquisitionNodes = Annotated[
-    str | None, typer.Option(metavar="N", help="they share the frames [1]")
+    str | None, typer.Option(metavar="N", help="processes that share the detector [1]")
 ]
 Set = Annotated[
     list[str] | None,
@@ -100,9 +101,12 @@ Set = Annotated[
     ),
 ]
 Output = Annotated[
-    Path, typer.Option(metavar="DIR", help="where files go; made if need be", show_default=False)
+    Path,
+    typer.Option(metavar="DIR", help="where files go, made if need be [.]", show_default=False),
 ]
-Name = Annotated[str, typer.Option(help="file names begin with it")]
+Name = Annotated[
+    str, typer.Option(metavar="NAME", help="file names begin with it [run]", show_default=False)
+]
 SystemFile = Annotated[
     str | None,
     typer.Option("--system", metavar="FILE", help="which detector, and which nodes run where"),
@@ -114,7 +118,7 @@ def top(
     context: typer.Context,
     show_version: Annotated[bool, typer.Option("--version", help="print it and exit")] = False,
 ) -> None:
-    """Print the version, or help where no command is given."""
+    """Acquire detector frames, process them while they fly, save them."""
     if show_version:
         typer.echo(f"lima2py {version('lima2py')}")
         raise typer.Exit
@@ -198,7 +202,7 @@ def check(
     name: Name = "run",
     system: SystemFile = None,
 ) -> None:
-    """Print what `run` would do: products, matrices, memory, files; starts nothing."""
+    """Print what run would do: products, memory, files; starts nothing."""
     from lima2py.control.preview import Preview
     from lima2py.graph.definition import load_graph
 
@@ -242,7 +246,7 @@ def info(
     file: File,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
-    """Say what is in a file: frames by fate, shapes, matrices, parameters."""
+    """Say what is in a file: frames by fate, shapes, parameters."""
     from lima2py.storage.describe import describe, describe_plain
 
     typer.echo(json.dumps(describe_plain(file)) if as_json else describe(file))
@@ -277,11 +281,13 @@ def node(
         bool, typer.Option("--isolated", help="share no memory, as if alone on its host")
     ] = False,
 ) -> None:
-    """Run one node on this host until Ctrl-C, for a system file that names its address."""
+    """Run one node on this host, for a system file with its address; until Ctrl-C."""
     import logging
 
     from lima2py.node.serve import KINDS, serve
+    from lima2py.session.system import NodePlace
 
+    NodePlace.load({"node": name}, "name")
     scheme, _, rest = listen.partition("://")
     host, _, port = rest.rpartition(":")
     if scheme != "tcp" or not host or not (port.isdigit() or port == "*"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -339,7 +340,7 @@ class AcquisitionRun(Run):
                     self.ledger.table(name),
                     {rank: files[name] for rank, files in self._files.items()},
                     self.plan.specs[name],
-                    context,
+                    replace(context, task=name),
                     outcome=outcome.value,
                     errors=self.errors,
                 )

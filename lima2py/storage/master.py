@@ -6,6 +6,7 @@ place in one step: a master that exists is complete.
 
 from __future__ import annotations
 
+import io
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -96,18 +97,19 @@ def write_master(
     """
     path = f"{prefix}_master.h5"
     with telling(path, "cannot be written"):
-        # In memory first: HDF5 does not survive a disk that is full when it closes a file.
-        with h5py.File(path, "w", "core", ("v110", "v110"), backing_store=False) as file:
+        content = io.BytesIO()  # HDF5 does not survive a disk that is full
+        with h5py.File(
+            path, "w", driver="fileobj", fileobj=content, libver=("v110", "v110")
+        ) as file:
             problems = _write(file, table, node_files, spec, run)
             _write_ending(file[ENTRY], table, outcome, [*errors, *problems])
             _write_files(file[ENTRY]["lima2py"], node_files)
-            file.flush()
-            content = file.id.get_file_image()
-        _put_in_place(path, content)
+        _put_in_place(path, content.getbuffer())
     return Master(path, problems)
 
 
-def _put_in_place(path: str, content: bytes) -> None:
+def _put_in_place(path: str, content: memoryview) -> None:
+    """Make a file that is there either whole or not at all."""
     temporary = Path(f"{path}.part")
     try:
         with temporary.open("wb") as file:

@@ -96,6 +96,8 @@ def _draw_images(
 ) -> None:
     height, width = file.spec.image
     bands = values.reshape(-1, height, width)[:MAX_BANDS]
+    if file.spec.dtype.kind == "i":
+        bands = np.ma.masked_less(bands, 0)  # how detectors mark gaps and bad pixels
     good = np.ma.compressed(bands)
     images = [_reduced(band) for band in bands]
     tall = _tall(file.spec)
@@ -118,7 +120,7 @@ def _draw_images(
     bar = figure.colorbar(shown, ax=axes, extend="max", shrink=0.9, pad=0.02)
     bar.set_label("counts" if file.spec.dtype.kind in "iu" else "value")
     blank = 1 - len(good) / max(1, bands.size)
-    dead = f", {blank:.2g} of the pixels without a number (grey)" if blank else ""
+    dead = f", {100 * blank:.2g} % of the pixels without a number (grey)" if blank else ""
     _title(figure, file, what, _range(good) + dead)
 
 
@@ -217,8 +219,6 @@ def _reduced(
 ) -> tuple[NDArray[np.float64], int]:
     """An image of at most `MAX_SIDE`, nan where there is no number, and by how much it shrank."""
     image: NDArray[np.float64] = np.ma.filled(band.astype(np.float64), np.nan)
-    if band.dtype.kind == "i":
-        image[image < 0] = np.nan
     factor = -(-max(image.shape) // MAX_SIDE)
     if factor == 1:
         return image, 1

@@ -46,13 +46,22 @@ ROWS_PER_CHUNK = 64 * 2**10
 """Bytes of a chunk of vectors or tables: small, since it is written again at each flush."""
 
 
-def frames_per_chunk(spec: FrameSpec, frames_per_block: int) -> int:
-    """How many frames share a chunk; for images a divisor of the block, so that none is copied."""
+def frames_per_chunk(spec: FrameSpec, frames_per_block: int, nb_frames: int) -> int:
+    """How many frames share a chunk; chunks of images and blocks fit into each other if they can.
+
+    Args:
+        spec: of the frames.
+        frames_per_block: the most that come together.
+        nb_frames: how many will come in all; 0 if nobody knows.
+    """
     if spec.nbytes >= ALONE:
         return 1
+    bytes_per_chunk = IMAGES_PER_CHUNK if spec.kind == "dense" else ROWS_PER_CHUNK
+    most = max(1, bytes_per_chunk // max(1, spec.nbytes))
+    if nb_frames:
+        most = min(most, nb_frames)
     if spec.kind != "dense":
-        return max(1, ROWS_PER_CHUNK // max(1, spec.nbytes))
-    most = IMAGES_PER_CHUNK // max(1, spec.nbytes)
+        return most
     if frames_per_block <= most:
         return most // frames_per_block * frames_per_block
     return max(n for n in range(1, most + 1) if frames_per_block % n == 0)
@@ -88,7 +97,7 @@ class NodeFile:
         self._spec = spec
         self._codec = codec
         self._fill = fill_value(spec.dtype)
-        self._chunk = frames_per_chunk(spec, run.frames_per_block)
+        self._chunk = frames_per_chunk(spec, run.frames_per_block, run.nb_frames)
         self._tail = np.empty((self._chunk, *spec.shape), spec.dtype)
         self._tail_in_file = False
         self._curves = curves(spec)

@@ -143,7 +143,10 @@ def _opened(file: str) -> Iterator[Any]:
         else:
             yield _by_fabio(path)
     except (OSError, ValueError) as error:
-        raise BadParameter(f"file: {file} cannot be read: {error}") from error
+        why = (isinstance(error, OSError) and error.strerror) or error
+        raise BadParameter(
+            f"file: {file} cannot be read: {why}; a mask is .npy, HDF5 or an image that fabio opens"
+        ) from error
 
 
 def _image_in(opened: h5py.File, dataset: str) -> h5py.Dataset:

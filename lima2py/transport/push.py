@@ -125,6 +125,7 @@ class Push:
         self._settled: list[Settled] = []
         self._losses: deque[tuple[int, str]] = deque()
         self._aborted = False
+        self._ended = False
         self.closed: dict[int, wire.Closed] = {}
         self.accounts: dict[int, wire.Account] = {}
         self.late = 0
@@ -259,6 +260,7 @@ class Push:
         if isinstance(message, wire.Closed):
             self.closed[message.node] = message
             self.errors += message.errors
+            self._losses.append((message.node, "it was told to leave"))
             return
         for done in message.blocks:
             item = self._in_flight.get(done.index)
@@ -300,12 +302,13 @@ class Push:
                 self._losses.append((rank, f"it has done nothing for {STALL:g} s"))
 
     def _drop_node(self, rank: int, reason: str) -> None:
-        if rank not in self._living or rank in self.closed:
+        orphans = [item for item in self._in_flight.values() if item.owner == rank]
+        left_in_order = self._ended and rank in self.closed and not orphans
+        if rank not in self._living or left_in_order:
             return
         self._living.remove(rank)
         self._epoch += 1
         self._sockets[rank].close(linger=0)
-        orphans = [item for item in self._in_flight.values() if item.owner == rank]
         text = f"node {self._receivers[rank].name} was lost: {reason}"
         self.errors.append(f"{text}; {len(orphans)} blocks it had were given to others"
                            if self._living else text)  # fmt: skip
@@ -319,6 +322,7 @@ class Push:
                 self._place(item, wait=False)
 
     def _say_end(self) -> None:
+        self._ended = True
         end = wire.encode(wire.End(self._run, self._source, self._aborted))
         for rank in self._living:
             self._sockets[rank].send(end)

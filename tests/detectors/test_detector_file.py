@@ -88,7 +88,10 @@ def test_relative_paths_are_relative_to_where_they_were_written(tmp_path: Path) 
         ("detector: a\n", "own.yaml, plugin: should be a name, one of replay, simulator"),
         ("plugin: [a]\n", "own.yaml, plugin: should be a name"),
         ("plugin: simulator\ndetector: 12\n", "own.yaml, detector: should be a name; given: 12"),
-        ("plugin: simulater\n", r'own.yaml: there is no detector "simulater" \(did you mean'),
+        (
+            "plugin: simulater\n",
+            r'own.yaml, plugin: there is no detector "simulater" \(did you mean',
+        ),
         ("plugin: simulator\nshpe: 1\n", r"own.yaml, shpe: there is no such field \(did you mean"),
         ("plugin: simulator\nshape: [1]\n", "own.yaml, shape.1: is required"),
         ("plugin: simulator\nplugin: replay\n", "own.yaml, line 2"),

@@ -97,24 +97,27 @@ def test_every_frame_comes_back_as_it_was_given(
 
 
 @given(
-    st.integers(1, 40).flatmap(
-        lambda side: st.builds(FrameSpec.dense, st.just(side), st.integers(1, 900), st.just("u2"))
-    ),
+    st.builds(FrameSpec.dense, st.integers(1, 40), st.integers(1, 900), st.just("u2")),
     st.integers(1, 1024),
+    st.one_of(st.just(0), st.integers(1, 5000)),
 )
-def test_small_images_share_chunks_that_blocks_fill_exactly(spec: FrameSpec, block: int) -> None:
-    frames = frames_per_chunk(spec, block)
+def test_small_images_share_chunks_that_fit_blocks(
+    spec: FrameSpec, block: int, nb_frames: int
+) -> None:
+    frames = frames_per_chunk(spec, block, nb_frames)
     assert frames == 1 or frames * spec.nbytes <= IMAGES_PER_CHUNK
     assert frames % block == 0 or block % frames == 0
+    assert frames <= (nb_frames or frames)
     if spec.nbytes >= ALONE:
         assert frames == 1
 
 
 def test_chunks_of_small_rows_stay_small() -> None:
     for spec in (FrameSpec("vector", (500,), np.dtype("f4")), FrameSpec("table", (3,), COUNTERS)):
-        frames = frames_per_chunk(spec, 1)
+        frames = frames_per_chunk(spec, 1, 0)
         assert frames > 1
         assert frames * spec.nbytes <= ROWS_PER_CHUNK
+        assert frames_per_chunk(spec, 1, 5) == 5
 
 
 def test_nothing_is_written_for_an_absent_frame(tmp_path: Path) -> None:

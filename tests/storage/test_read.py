@@ -108,7 +108,7 @@ def test_a_description_says_what_a_person_looks_for(tmp_path: Path) -> None:
         "each          4 × 6  uint16, 48 B",
         "to_detector   [[0, 2, 10], [-2, 0, 90], [0, 0, 1]]",
         "detector      Eiger 4M / b (made up), 2162 × 2068 uint16",
-        "acquisition   expo_time 250 ms, nb_frames 7",
+        "acquisition   nb_frames 7, expo_time 250 ms",
         "raw  save_dense  from detector  4 × 6  uint16  to_detector [[0, 2, 10], [-2, 0, 90], [0,",
         "beam.direct  [10, 20, 30, 40]",
         "files         a_0_00000.h5, ",

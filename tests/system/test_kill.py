@@ -82,6 +82,20 @@ def test_the_command_killed_takes_its_nodes_along_and_files_say_aborted(
         assert 0 not in fates
 
 
+def test_a_processing_node_that_is_told_to_leave_loses_no_frame(
+    tmp_path: Path, command: Callable[..., Command]
+) -> None:
+    run = start(command, "--processing-nodes", 2, frames=8000)
+    victim = run.nodes("processing", 2)[1]
+    wait_until(lambda: frames_saved(tmp_path / "out") >= 200, "frames")
+    victim.terminate()
+    report = run.report()
+    assert report["saved"] == 8000, report
+    assert any("proc1 was lost: it was told to leave" in text for text in report["errors"])
+    check_account(report)
+    assert_verifiable(report["masters"]["raw"], (64, 64))
+
+
 @pytest.mark.parametrize("when", [1, 200])
 def test_a_killed_processing_node_loses_no_frame(
     tmp_path: Path, command: Callable[..., Command], when: int
