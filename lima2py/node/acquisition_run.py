@@ -17,7 +17,7 @@ import zmq
 
 from lima2py.acquisition import Acquisition, Parameters
 from lima2py.detector import Detector, Share
-from lima2py.errors import BadCommand
+from lima2py.errors import BadCommand, LimaError
 from lima2py.frame import Absence, Fate
 from lima2py.graph.definition import GraphDefinition
 from lima2py.graph.flow import Flow
@@ -249,8 +249,11 @@ class AcquisitionRun(Run):
             ended = self.readout.ended
         except Exception as error:
             broken = True
-            ended = (Fate.NOT_ACQUIRED, str(error))
-            self.errors.append(f"{self.who}: detector {self.detector.info.name}: {error}")
+            said = str(error)
+            if not isinstance(error, LimaError):
+                said = f"detector {self.detector.info.name}: {type(error).__name__}: {error}"
+            ended = (Fate.NOT_ACQUIRED, said)
+            self.errors.append(f"{self.who}: {said}")
         self.detector.stop()
         for settled in outlet.drain():
             self._settle(settled)

@@ -66,7 +66,7 @@ class Report:
             ],
             sinks=told["sinks"],
             masters=told["masters"],
-            errors=list(dict.fromkeys([*told["errors"], *more])),
+            errors=_once([*told["errors"], *more]),
             seconds=told["seconds"],
             ring=told["ring_bytes"],
             memory=memory,
@@ -92,9 +92,13 @@ class Report:
             parts.append(f"absent {missing} ({self._causes()})")
         lines.append(f"  asked {self.asked}: {', '.join(parts)}")
         lines += [f"  {sink}: {path}" for sink, path in self.masters.items()]
-        if not self.sinks:
-            lines.append("  the graph has no sink: nothing was written")
-        lines += [f"  error: {text}" for text in self.errors]
+        if not self.masters:
+            lines.append(
+                "  the graph has no sink: nothing was written"
+                if self.ok
+                else "  no master file was written; what nodes had saved lies in files of their own"
+            )
+        lines += ["  error: " + text.replace("\n", "\n    ") for text in self.errors]
         return "\n".join(lines)
 
     def _causes(self) -> str:
@@ -108,3 +112,9 @@ class Report:
             more = ", …" if len(ranges) > _SHOWN else ""
             texts.append(f"{cause} {number}: {shown}{more}" if shown else f"{cause} {number}")
         return "; ".join(texts)
+
+
+def _once(texts: list[str]) -> list[str]:
+    """Every text but those that another one contains."""
+    texts = list(dict.fromkeys(texts))
+    return [text for text in texts if not any(text in other for other in texts if other != text)]

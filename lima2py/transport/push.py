@@ -315,7 +315,7 @@ class Push:
         self._load[rank] = 0
         for item in orphans:
             item.owner = -1
-            item.deaths += 1
+            item.deaths += rank not in self.closed  # one that left in order did not die of it
             if item.deaths >= _DEATHS and self._living:
                 self._give_up(item.block.index, Absence(Fate.POISON, "ledger", text))
             else:
