@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, PrivateAttr
 
@@ -130,6 +130,8 @@ class Sink(Task):
 
     file: str
     """Where its files begin; may contain {name}, {run}, {sink}. Relative to the output folder."""
+    exists: Literal["abort", "overwrite", "append-number"] = "abort"
+    """What to do if such files exist: refuse, delete them, or write `{file}_0001` and so on."""
 
     @property
     @abstractmethod

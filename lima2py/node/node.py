@@ -19,6 +19,8 @@ from lima2py.node.run import Run
 from lima2py.tasks.tap import Tap
 from lima2py.transport.sockets import PrivateFolder, new_context
 
+TAP_BYTES = 64 * 2**20
+"""The most pixels of a tap that are given at once, in bytes."""
 PATIENCE = 3.0
 """Seconds a run is given to close its files when its node is closed."""
 
@@ -140,20 +142,27 @@ class Node(ABC):
 
 
 def read_tap(tap: Tap, after: int) -> dict[str, Any]:
-    """What a tap has kept since, as plain values with the pixels as bytes."""
+    """What a tap has kept since, as plain values with the pixels as bytes.
+
+    Of large frames only the newest are given, up to `TAP_BYTES`: who looks wants to be in time.
+    """
     ended = tap.ended  # before the frames: none can come after it
-    return {
-        "ended": ended,
-        "frames": [
+    frames: list[dict[str, Any]] = []
+    size = 0
+    for kept in reversed(tap.recent(after)):
+        data = kept.frame.data
+        size += 0 if data is None else data.nbytes
+        if frames and size > TAP_BYTES:
+            break
+        frames.append(
             {
                 "serial": kept.serial,
                 "index": kept.frame.index,
                 "timestamp": kept.frame.timestamp,
                 "absence": kept.frame.absence,
-                "dtype": kept.frame.data.dtype.descr if kept.frame.data is not None else None,
-                "shape": kept.frame.data.shape if kept.frame.data is not None else None,
-                "data": kept.frame.data.tobytes() if kept.frame.data is not None else None,
+                "dtype": None if data is None else data.dtype.descr,
+                "shape": None if data is None else data.shape,
+                "data": None if data is None else data.tobytes(),
             }
-            for kept in tap.recent(after)
-        ],
-    }
+        )
+    return {"ended": ended, "frames": frames[::-1]}

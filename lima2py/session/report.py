@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,7 +105,7 @@ class Report:
     def _causes(self) -> str:
         texts = []
         for cause, number in self.absent.items():
-            ranges = [(first, count) for first, count, word, *_ in self.absences if word == cause]
+            ranges = _joined((first, n) for first, n, word, *_ in self.absences if word == cause)
             shown = ", ".join(
                 str(first) if count == 1 else f"{first}-{first + count - 1}"
                 for first, count in ranges[:_SHOWN]
@@ -112,6 +113,17 @@ class Report:
             more = ", …" if len(ranges) > _SHOWN else ""
             texts.append(f"{cause} {number}: {shown}{more}" if shown else f"{cause} {number}")
         return "; ".join(texts)
+
+
+def _joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Ranges `(first, how many)`, those that touch made one."""
+    joined: list[tuple[int, int]] = []
+    for first, count in ranges:
+        if joined and sum(joined[-1]) == first:
+            joined[-1] = (joined[-1][0], joined[-1][1] + count)
+        else:
+            joined.append((first, count))
+    return joined
 
 
 def _once(texts: list[str]) -> list[str]:

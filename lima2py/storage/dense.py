@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import PrivateAttr
 
 from lima2py.errors import BadParameter, StorageError
@@ -27,8 +25,6 @@ class SaveDense(Sink):
     """Where its files begin; may contain {name}, {run}, {sink}. Relative to the output folder."""
     compression: Compression = "bslz4"
     """`bslz4` (bitshuffle and LZ4; readers need hdf5plugin), `gzip` (slow; any reader), `none`."""
-    exists: Literal["abort", "overwrite", "append-number"] = "abort"
-    """What to do if such files exist: refuse, delete them, or write `{file}_0001` and so on."""
 
     _output: NodeFile | None = PrivateAttr(default=None)
 
@@ -36,7 +32,7 @@ class SaveDense(Sink):
         """Anything that has the same shape for every frame can be saved."""
         check_template(self.file)
         if spec.kind == "sparse":
-            raise BadParameter("from: save_dense cannot save sparse frames; use save_sparse")
+            raise BadParameter("from: save_dense cannot save sparse frames")
         if spec.dtype.hasobject or spec.dtype.kind in "UmM":
             raise BadParameter(f"from: {spec.dtype} cannot be saved, only numbers can")
         self._spec = spec

@@ -103,7 +103,7 @@ def settle(sinks: Mapping[str, Sink], output: Path, name: str, run: str) -> dict
                 )
         paths[sink] = path
     for sink, path in paths.items():
-        policy = getattr(sinks[sink], "exists", "abort")
+        policy = sinks[sink].exists
         paths[sink] = _make_way(sink, path, policy, set(paths.values()))
     return paths
 
