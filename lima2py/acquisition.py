@@ -56,7 +56,7 @@ BinningField = Annotated[tuple[int, int], BeforeValidator(_binning)]
 class Acquisition(Model):
     """What a detector shall do. Never changes; a change makes another acquisition."""
 
-    nb_frames: Annotated[int, Field(ge=0)] = 1
+    nb_frames: Annotated[int, Field(ge=0, le=10**12)] = 1
     """How many frames; 0 goes on until it is stopped."""
     expo_time: Annotated[Seconds, Field(gt=0)] = 0.1
     """Exposure of each frame, in seconds."""
@@ -64,7 +64,7 @@ class Acquisition(Model):
     """Pause between the end of an exposure and the start of the next one, in seconds."""
     trigger_mode: TriggerMode = TriggerMode.INTERNAL
     """What makes the detector expose."""
-    nb_frames_per_trigger: Annotated[int, Field(ge=1)] = 1
+    nb_frames_per_trigger: Annotated[int, Field(ge=1, le=10**12)] = 1
     """Frames after each software or external trigger."""
     roi: RoiField | None = None
     """The part that is read out, `[x, y, width, height]`; the whole detector when not given."""

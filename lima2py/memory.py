@@ -162,17 +162,20 @@ class Placed(Allocator):
         return buffer
 
 
-def check_available(nbytes: int) -> None:
+def check_available(nbytes: int, advice: str = "use a smaller ring") -> None:
     """Refuse what this host cannot give now.
 
+    Args:
+        nbytes: the memory to take.
+        advice: what to do if there is not enough.
+
     Raises:
-        LimaError: with what was asked and what is free.
+        LimaError: with what was asked, what is free, and the advice.
     """
     free = psutil.virtual_memory().available
     if nbytes > free:
         raise LimaError(
-            f"{as_size(nbytes)} of memory asked, {as_size(free)} available on this host;"
-            " use a smaller ring"
+            f"{as_size(nbytes)} of memory asked, {as_size(free)} available on this host; {advice}"
         )
 
 

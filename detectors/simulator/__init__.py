@@ -200,7 +200,7 @@ class Simulator(Detector):
         if not self.prefetch:
             return Fresh(photons, window)
         picture = window.width * window.height * self.bands * look.dtype.itemsize
-        check_available(self.prefetch * picture)
+        check_available(self.prefetch * picture, "prefetch fewer frames")
         return Pool(photons, window, self.prefetch)
 
     def _plan_faults(self) -> dict[int, tuple[Fate, str]]:

@@ -156,14 +156,9 @@ def run(
 
     overrides, detector_set = split_set(set_ or [])
     described = find_system(system, detector, acquisition_nodes, processing_nodes, detector_set)
-    asked = asked_of(
-        described,
-        nb_frames=nb_frames,
-        expo_time=expo_time,
-        latency_time=latency_time,
-        trigger_mode=trigger_mode,
-        nb_frames_per_trigger=nb_frames_per_trigger,
-    )
+    times = {"expo_time": expo_time, "latency_time": latency_time}
+    triggers = {"trigger_mode": trigger_mode, "nb_frames_per_trigger": nb_frames_per_trigger}
+    asked = asked_of(described, nb_frames=nb_frames, **times, **triggers)
     definition = load_graph(graph, overrides)
     if all(place.address is None for place in (*described.acquisition, *described.processing)):
         Preview.make(described, definition, asked, output, name)  # refuses before a node is started
@@ -208,14 +203,9 @@ def check(
 
     overrides, detector_set = split_set(set_ or [])
     described = find_system(system, detector, acquisition_nodes, processing_nodes, detector_set)
-    asked = asked_of(
-        described,
-        nb_frames=nb_frames,
-        expo_time=expo_time,
-        latency_time=latency_time,
-        trigger_mode=trigger_mode,
-        nb_frames_per_trigger=nb_frames_per_trigger,
-    )
+    times = {"expo_time": expo_time, "latency_time": latency_time}
+    triggers = {"trigger_mode": trigger_mode, "nb_frames_per_trigger": nb_frames_per_trigger}
+    asked = asked_of(described, nb_frames=nb_frames, **times, **triggers)
     definition = load_graph(graph, overrides)
     typer.echo(str(Preview.make(described, definition, asked, output, name)))
 
@@ -232,10 +222,9 @@ def list_(what: Annotated[Listed, typer.Argument(help="detectors, tasks or graph
 
         found = known_graphs()
     else:
-        from lima2py.plugins import TASKS, known, load
-        from lima2py.task import Task
+        from lima2py.plugins import TASKS, known
 
-        found = {name: _first_line(load(TASKS, name, Task, "list")) for name in known(TASKS)}
+        found = {name: _about_task(name) for name in known(TASKS)}
     width = max(map(len, found), default=0)
     for name, about in found.items():
         typer.echo(f"{name.ljust(width)}  {about}".rstrip())
@@ -410,5 +399,13 @@ def _where_to_look(error: typer.TyperException) -> str:
     return f"; see {context.command_path} --help" if context else ""
 
 
-def _first_line(cls: type) -> str:
+def _about_task(name: str) -> str:
+    """The first line of its documentation; or why it cannot be loaded."""
+    from lima2py.plugins import TASKS, load
+    from lima2py.task import Task
+
+    try:
+        cls = load(TASKS, name, Task, "task")
+    except LimaError as error:
+        return str(error)
     return (cls.__doc__ or "").strip().partition("\n")[0]

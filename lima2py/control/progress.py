@@ -13,7 +13,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
@@ -30,6 +30,7 @@ RATE_OVER = 3.0
 """Seconds over which a rate is taken."""
 RETRY = 0.02
 """Seconds between two looks whether the detector takes a trigger now."""
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 QUIET_REFRESH = 5.0
 """Seconds between two lines where the output is no terminal."""
 
@@ -40,7 +41,7 @@ def open_console() -> Console:
 
 
 class Interrupts:
-    """Counts Ctrl-C while in use, so that what must not be torn is not; too many raise.
+    """Counts Ctrl-C and SIGTERM while in use, so that what must not be torn is not; too many raise.
 
     Attributes:
         count: how many came.
@@ -50,14 +51,15 @@ class Interrupts:
     def __init__(self, hold: int):
         self.count = 0
         self.hold = hold
-        self._before: Any = None
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        self._before = signal.signal(signal.SIGINT, self._interrupt)
+        self._before = {number: signal.signal(number, self._interrupt) for number in _SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
     def check(self) -> None:
         """Raise `KeyboardInterrupt` if one was held back."""
@@ -86,7 +88,7 @@ def follow(session: Session, interrupts: Interrupts, console: Console) -> Report
                 progress = session.progress()
             rate = rates.over(progress)
             if console.is_terminal:
-                live.update(_table(progress, rate), refresh=True)
+                live.update(Group(_line(progress, rate), _table(progress, rate)), refresh=True)
             elif time.monotonic() - said > QUIET_REFRESH:
                 said = time.monotonic()
                 console.print(_line(progress, rate) + _nodes(progress))
@@ -207,8 +209,8 @@ def _nodes(progress: Progress) -> str:
 
 
 def _table(progress: Progress, rate: Mapping[str, float]) -> Table:
-    """The line, and a row for every node."""
-    table = Table(title=_line(progress, rate), title_justify="left", box=None, pad_edge=False)
+    """A row for every node."""
+    table = Table(box=None, pad_edge=False)
     for column in ("node", "state", "frames", "rate", "memory", "ring"):
         table.add_column(column, justify="left" if column in ("node", "state") else "right")
     for name, status in progress.nodes.items():

@@ -284,7 +284,8 @@ class AcquisitionRun(Run):
                     f" {self.ledger.nb_frames}: {why}"
                 )
         else:
-            outcome = Outcome.STOPPED if stopped and ended is not None else Outcome.COMPLETED
+            cut_short = stopped and ended is not None and self.ledger.nb_frames > 0
+            outcome = Outcome.STOPPED if cut_short else Outcome.COMPLETED
         if self._lead_books is not None:
             self._send_account(outcome)
             return outcome

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from lima2py.detector import Share
 from lima2py.frame import Absence, Fate
+from lima2py.memory import check_available
 from lima2py.storage.master import FrameTable
 from lima2py.transport.wire import AbsentRange, DoneBlock, pack_absences, unpack_absences
 
@@ -46,11 +47,18 @@ class Ledger:
     Args:
         sinks: their names, in the order of their tracks.
         nb_frames: frames asked for; 0 if endless.
+
+    Raises:
+        LimaError: if there is not enough memory for so many.
     """
 
     def __init__(self, sinks: Sequence[str], nb_frames: int):
         self.sinks = list(sinks)
         self.nb_frames = nb_frames
+        check_available(
+            nb_frames * (2 + 9 * (1 + len(self.sinks))),
+            f"a ledger has a line for each of {nb_frames} frames: ask for fewer, or 0 and stop it",
+        )
         self.settled = 0
         self.end = 0
         self._length = nb_frames or 4096

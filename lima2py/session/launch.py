@@ -104,8 +104,8 @@ class Remote(Handle):
             raise NodeError(f"{error}; {start}") from None
         if told != kind:
             raise NodeError(
-                f"node {self.name} at {self._caller.address} is a {told} node, not a {kind} node;"
-                f" {start}"
+                f"node {self.name} at {self._caller.address} is a {told} node, not a node for"
+                f" {kind}; {start}"
             )
 
     def close(self) -> None:

@@ -96,7 +96,7 @@ class Report:
         if not self.masters:
             lines.append(
                 "  the graph has no sink: nothing was written"
-                if self.ok
+                if self.outcome != "failed"
                 else "  no master file was written; what nodes had saved lies in files of their own"
             )
         lines += ["  error: " + text.replace("\n", "\n    ") for text in self.errors]

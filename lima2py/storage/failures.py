@@ -30,6 +30,8 @@ _ADVICE = {
     errno.ENAMETOOLONG: "choose a shorter name or output folder",
 }
 
+_NOT_ABOUT_ROOM = frozenset(_ADVICE) - {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
 
 @contextmanager
 def telling(path: str | Path, what: str) -> Iterator[None]:
@@ -46,11 +48,12 @@ def telling(path: str | Path, what: str) -> Iterator[None]:
 
 
 def failure(path: str | Path, what: str, error: Exception) -> StorageError:
-    """The error for a person: which file, why, the room left on its disk, what to do."""
+    """The error for a person: which file, why, the room left if that may matter, what to do."""
     number = _errno(error)
     reason = os.strerror(number) if number else " ".join(str(error).split()) or repr(error)
     advice = _ADVICE.get(number, "look at that disk and at the system log of this host")
-    return StorageError(f"{path} {what}: {reason}{_room(path)}; {advice}")
+    room = "" if number in _NOT_ABOUT_ROOM else _room(path)
+    return StorageError(f"{path} {what}: {reason}{room}; {advice}")
 
 
 def unreadable(path: str | Path, error: Exception) -> StorageError:

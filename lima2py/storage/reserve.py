@@ -188,7 +188,7 @@ def _make_folder(folder: Path, created: list[Path]) -> None:
         with telling(place, "cannot be made"):
             place.mkdir(exist_ok=True)
         created.append(place)
-    with telling(folder / "file", "cannot be written"):
+    with telling(folder, "cannot be written to"):
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(bytes(4096))
             probe.flush()

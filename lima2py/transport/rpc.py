@@ -18,7 +18,14 @@ from typing import Any
 import msgspec
 import zmq
 
-from lima2py.errors import LimaError, NodeError, ProtocolError, from_wire, to_wire
+from lima2py.errors import (
+    BadParameter,
+    LimaError,
+    NodeError,
+    ProtocolError,
+    from_wire,
+    to_wire,
+)
 from lima2py.transport.sockets import bind, connect, new_socket
 from lima2py.transport.wire import MAGIC, VERSION, check_prefix
 
@@ -193,7 +200,14 @@ class Client:
         with self._lock:
             self._number += 1
             number = self._number
-            self._socket.send(_PREFIX + _encoder.encode(Request(number, command, parameters)))
+            try:
+                request = _encoder.encode(Request(number, command, parameters))
+            except OverflowError:
+                raise BadParameter(
+                    f"node {self.who}, {command}: a number among its parameters has more than 64"
+                    " bits and cannot be sent; write a smaller one"
+                ) from None
+            self._socket.send(_PREFIX + request)
             deadline = time.monotonic() + timeout
             while (left := deadline - time.monotonic()) > 0:
                 if alive is not None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lima2py.detector import Share
+from lima2py.errors import LimaError
 from lima2py.frame import Absence, Fate
 from lima2py.node.ledger import Ledger
 from lima2py.transport.wire import AbsentRange, DoneBlock
@@ -106,3 +108,8 @@ def test_neighbours_with_one_reason_are_told_as_one_range() -> None:
     ledger.settle(DoneBlock(0, 40, 0, 0, [], []), 0)
     ledger.close(REST)
     assert ledger.ranges() == [(40, 60, int(Fate.NOT_ACQUIRED), "run", "stopped")]
+
+
+def test_a_ledger_that_cannot_fit_is_refused_with_a_way_out() -> None:
+    with pytest.raises(LimaError, match=r"for each of 1000000000000 frames: ask for fewer"):
+        Ledger(["raw"], 10**12)

@@ -52,6 +52,18 @@ def test_ctrl_c_stops_and_saves_what_was_acquired(
     assert socket_folders() == []
 
 
+def test_sigterm_stops_and_saves_what_was_acquired(
+    tmp_path: Path, command: Callable[..., Command]
+) -> None:
+    run = start(command, "--processing-nodes", 1)
+    wait_until(lambda: frames_saved(tmp_path / "out") > 300, "frames")
+    run.process.terminate()
+    report = run.report()
+    assert report["outcome"] == "stopped"
+    assert report["saved"] + report["absent"]["not_acquired"] == 100_000
+    check_account(report)
+
+
 def test_a_second_ctrl_c_aborts(tmp_path: Path, command: Callable[..., Command]) -> None:
     run = start(command, "--processing-nodes", 2)
     wait_until(lambda: frames_saved(tmp_path / "out") > 300, "frames")
