@@ -295,7 +295,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character shows a ?
             stream.reconfigure(errors="replace")
     try:
-        status = app(standalone_mode=False)
+        status = app(prog_name="lima2py", standalone_mode=False)
     except typer.TyperException as error:
         said = error.format_message().replace("Value error, ", "").rstrip(".")
         complain(f"{said}{_where_to_look(error)}")

@@ -25,6 +25,7 @@ from lima2py.detector import Detector, Share
 from lima2py.errors import BadParameter
 from lima2py.frame import Absence, Fate, Frame
 from lima2py.testing.detectors import DetectorTests, fill_once, prepare_and_start, read_all
+from tests.system.rig import unpack
 
 FAST = Acquisition(nb_frames=0, expo_time=1e-6)
 SHAPE = (7, 9)
@@ -455,7 +456,7 @@ def timepix(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         pytest.skip(f"the recorded data are absent: there is no {archive}")
     folder = tmp_path_factory.mktemp("timepix")
     with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")
+        unpack(tar, folder)
     return folder / "example" / "exp_data" / "Staff20-1a_S0054"
 
 

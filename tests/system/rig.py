@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +104,14 @@ def check_account(report: dict[str, Any]) -> None:
             assert len(fates) == len(data) == report["asked"]
             assert 0 not in fates
         assert sum(report["sinks"][sink].values()) == report["asked"]
+
+
+def unpack(archive: tarfile.TarFile, folder: Path) -> None:
+    """Unpack the recorded data; `filter` is not there before Python 3.11.4, and due after 3.12."""
+    if hasattr(tarfile, "data_filter"):
+        archive.extractall(folder, filter="data")
+    else:
+        archive.extractall(folder)
 
 
 def detector_group(file: h5py.File) -> h5py.Group:

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
-from tests.system.rig import Command, check_account, detector_group
+from tests.system.rig import Command, check_account, detector_group, unpack
 
 GRAPH = """
 graph: recorded
@@ -44,7 +44,7 @@ def test_timepix_frames_arrive_unchanged_and_their_sums_are_those_of_the_beamlin
     shared_data: Path, tmp_path: Path, command: Callable[..., Command]
 ) -> None:
     with tarfile.open(shared_data / "aps34idc_bcdi.tar.xz") as archive:
-        archive.extractall(tmp_path / "aps", filter="data")
+        unpack(archive, tmp_path / "aps")
     folder = tmp_path / "aps/example/exp_data/Staff20-1a_S0054"
     (tmp_path / "recorded.yaml").write_text(GRAPH)
     report = command(
