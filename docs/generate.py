@@ -36,7 +36,7 @@ from lima2py.memory import MemorySettings  # noqa: E402
 from lima2py.node import orders  # noqa: E402
 from lima2py.node.life import TRANSITIONS, Outcome, State, diagram  # noqa: E402
 from lima2py.node.serve import KINDS  # noqa: E402
-from lima2py.session.system import NodePlace, ProcessingPlace, System  # noqa: E402
+from lima2py.session.system import NodePlace, System  # noqa: E402
 from lima2py.storage import layout  # noqa: E402
 from lima2py.transport import rpc, wire  # noqa: E402
 
@@ -113,10 +113,8 @@ def system() -> str:
     return "\n".join(
         [
             fields(System),
-            "A node of `acquisition`:\n",
+            "A node of `acquisition` or `processing`:\n",
             fields(NodePlace),
-            "A node of `processing` has the same fields, and:\n",
-            fields(ProcessingPlace, besides=NodePlace),
             "`memory`:\n",
             fields(MemorySettings),
         ]
@@ -193,14 +191,12 @@ def section(name: str, kind: type[Model]) -> str:
     return f"## {name}\n\n{about}\n\n{fields(kind)}"
 
 
-def fields(kind: type[Model], besides: type[Model] | None = None) -> str:
+def fields(kind: type[Model]) -> str:
     """The fields of a model: name, type, default, meaning."""
-    known = besides.model_fields if besides else {}
     rows = [
         (f"`{field.alias or name}`", f"`{as_type(kind, name)}`", default(field),
          " ".join((field.description or "").split()))
         for name, field in kind.model_fields.items()
-        if name not in known
     ]  # fmt: skip
     return table(("field", "type", "default", "meaning"), rows) if rows else "No parameters.\n"
 

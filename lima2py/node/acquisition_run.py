@@ -102,10 +102,9 @@ class AcquisitionRun(Run):
         self.order = order
         self.detector = detector
         self.masters: dict[str, str] = {}
-        self.settled_blocks = 0
         self._node = node
         self._share = Share(order.rank, order.size, group)
-        self._lead_books: tuple[str, bool] | None = None
+        self._lead_books: str | None = None
         self._aborted = False
         self._lost_sources: set[int] = set()
         self._files: dict[int, dict[str, list[str]]] = {}
@@ -119,12 +118,12 @@ class AcquisitionRun(Run):
             self._ring = Ring(
                 plan.spec, shape, Placed(Shared() if order.nodes else Heap(), settings)
             )
-            if order.rank == 0:  # last, since it may clear away the files of an older run
-                self._reserved = reserve(plan.sinks, Path(order.output), order.name, order.run)
+            self.ledger = Ledger(list(plan.sinks), hardware.nb_frames)
             if order.nodes:
                 self._books = Books(node.context, node.addresses("books"))
+            if order.rank == 0:  # last, since it may clear away the files of an older run
+                self._reserved = reserve(plan.sinks, Path(order.output), order.name, order.run)
             self.ready = self._answer(asked, hardware, group)
-            self.ledger = Ledger(list(plan.sinks), hardware.nb_frames)
             self.readout = Readout(detector, hardware, plan.spec, self._ring, self._share)
             if not order.nodes:
                 context = context_of(self.ready, order, node.name)
@@ -194,7 +193,7 @@ class AcquisitionRun(Run):
         )
         if self.order.rank:
             same_host = order.books_host == self._node.identity
-            self._lead_books = (pick_address(order.books, same_host), same_host)
+            self._lead_books = pick_address(order.books, same_host)
 
     def start(self) -> None:
         """See `Run.start`.
@@ -264,7 +263,6 @@ class AcquisitionRun(Run):
         assert self._ring is not None  # noqa: S101 - for the type checker
         for slot, node, done in settled:
             self.ledger.settle(done, node)
-            self.settled_blocks += 1
             if slot >= 0:
                 self._ring.release(slot)
 
@@ -311,7 +309,7 @@ class AcquisitionRun(Run):
         assert self._lead_books is not None  # noqa: S101 - for the type checker
         socket = new_socket(self._node.context, zmq.PUSH, hwm=0)
         try:
-            connect(socket, self._lead_books[0])
+            connect(socket, self._lead_books)
             account = wire.Account(
                 self.run, self.order.rank, self.ledger.pack(), outcome.value, self.errors
             )

@@ -63,13 +63,6 @@ class NodePlace(Model):
     """What differs from the system's `memory`."""
 
 
-class ProcessingPlace(NodePlace):
-    """A processing node, and where it runs."""
-
-    tags: tuple[str, ...] = ()
-    """What it has that others have not: `gpu`."""
-
-
 class System(Model):
     """Which detector, which nodes, and where they run."""
 
@@ -81,7 +74,7 @@ class System(Model):
     """Parameters of the detector to set."""
     acquisition: tuple[NodePlace, ...] = ()
     """The acquisition nodes; the first one keeps the books."""
-    processing: Annotated[tuple[ProcessingPlace, ...], Field(validate_default=True)] = ()
+    processing: Annotated[tuple[NodePlace, ...], Field(validate_default=True)] = ()
     """The processing nodes."""
     memory: MemorySettings = Field(default_factory=MemorySettings)
     """Memory and processors of all nodes that do not say otherwise."""
@@ -92,8 +85,8 @@ class System(Model):
     @field_validator("processing", mode="after")
     @classmethod
     def _check_nodes(
-        cls, processing: tuple[ProcessingPlace, ...], info: ValidationInfo
-    ) -> tuple[ProcessingPlace, ...]:
+        cls, processing: tuple[NodePlace, ...], info: ValidationInfo
+    ) -> tuple[NodePlace, ...]:
         acquisition: tuple[NodePlace, ...] | None = info.data.get("acquisition")
         if acquisition is None:
             return processing  # refused already

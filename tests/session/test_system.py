@@ -22,7 +22,7 @@ acquisition:
   - {node: acq1}
 processing:
   - {node: proc0}
-  - {node: proc1, address: "tcp://gpu1.id10:4711", tags: [gpu]}
+  - {node: proc1, address: "tcp://gpu1.id10:4711"}
 memory: {ring: 512 MiB, cpus: [0, 2]}
 """
 
@@ -47,7 +47,6 @@ def test_a_system_is_what_its_file_says(path: Path) -> None:
     assert [place.node for place in system.acquisition] == ["acq0", "acq1"]
     assert system.processing[0].address is None
     assert system.processing[1].address == "tcp://gpu1.id10:4711"
-    assert system.processing[1].tags == ("gpu",)
 
 
 def test_relative_paths_begin_at_the_system_file(
@@ -94,7 +93,7 @@ def test_what_is_wrong_is_told_at_once(path: Path) -> None:
         """
         system: ""
         acquisition: [{node: 1st}, {node: a, adress: "tcp://x:1"}]
-        processing: [{node: p, address: "tcp://x"}, {node: q, address: "tcp://x:70000"}, {tags: []}]
+        processing: [{node: p, address: "tcp://x"}, {node: q, address: "tcp://x:70000"}, {host: h}]
         memory: {ring: much}
         share: all
         """,
