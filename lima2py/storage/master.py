@@ -104,7 +104,8 @@ def write_master(
             problems = _write(file, table, node_files, spec, run)
             _write_ending(file[ENTRY], table, outcome, [*errors, *problems])
             _write_files(file[ENTRY]["lima2py"], node_files)
-        _put_in_place(path, content.getbuffer())
+        with content.getbuffer() as whole:
+            _put_in_place(path, whole)
     return Master(path, problems)
 
 
