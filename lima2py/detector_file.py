@@ -94,7 +94,7 @@ def _about_plugin(name: str) -> str:
         plugin = plugins.load(plugins.DETECTORS, name, Detector, f"detector {name}")
     except LimaError as error:
         return str(error)
-    return (plugin.__doc__ or "").strip().partition("\n")[0]
+    return plugins.about(plugin)
 
 
 def _from_file(path: Path, overrides: Mapping[str, Any], base: Path) -> Detector:

@@ -51,11 +51,18 @@ class StorageError(LimaError):
     """A file could not be created, written, read or closed."""
 
 
+def in_words(error: BaseException) -> str:
+    """What an error says, for a person; one that is not meant for people is given its class."""
+    if isinstance(error, LimaError):
+        return str(error)
+    kind = type(error).__name__
+    return f"{kind}: {str(error) or kind}"
+
+
 def to_wire(error: BaseException) -> tuple[str, str]:
     """Name and text of an error, to be sent to another process."""
-    if isinstance(error, LimaError):
-        return type(error).__name__, str(error)
-    return "NodeError", f"{type(error).__name__}: {error}"
+    kind = type(error) if isinstance(error, LimaError) else NodeError
+    return kind.__name__, in_words(error)
 
 
 def from_wire(name: str, text: str) -> LimaError:

@@ -91,6 +91,16 @@ class Absence(NamedTuple):
 Kind = Literal["dense", "vector", "table", "sparse"]
 
 
+def plain_dtype(dtype: np.dtype[Any]) -> Any:
+    """A dtype as plain values: its code, or the name and code of each column."""
+    return [list(column) for column in dtype.descr] if dtype.names else dtype.str
+
+
+def dtype_of(plain: Any) -> np.dtype[Any]:
+    """The dtype that `plain_dtype` gave."""
+    return np.dtype([tuple(column) for column in plain] if isinstance(plain, list) else plain)
+
+
 @dataclass(frozen=True, slots=True)
 class FrameSpec:
     """What the frames of one edge look like.
@@ -171,13 +181,10 @@ class FrameSpec:
 
     def plain(self) -> dict[str, Any]:
         """The description as plain values (JSON, messages, files)."""
-        dtype: Any = self.dtype.str
-        if self.dtype.names:
-            dtype = [list(column) for column in self.dtype.descr]
         return {
             "kind": self.kind,
             "shape": list(self.shape),
-            "dtype": dtype,
+            "dtype": plain_dtype(self.dtype),
             "to_detector": self.to_detector and [list(row) for row in self.to_detector.matrix],
             "labels": list(self.labels),
             "detector_shape": self.detector_shape and list(self.detector_shape),
@@ -186,15 +193,12 @@ class FrameSpec:
     @classmethod
     def from_plain(cls, values: Mapping[str, Any]) -> FrameSpec:
         """The description that `plain` gave."""
-        dtype = values["dtype"]
-        if isinstance(dtype, list):
-            dtype = [tuple(column) for column in dtype]
         matrix = values["to_detector"]
         detector_shape = values["detector_shape"]
         return cls(
             values["kind"],
             tuple(values["shape"]),
-            np.dtype(dtype),
+            dtype_of(values["dtype"]),
             Affine.from_matrix(matrix) if matrix else None,
             tuple(values["labels"]),
             tuple(detector_shape) if detector_shape else None,

@@ -34,6 +34,11 @@ def known(group: str) -> dict[str, EntryPoint]:
     return dict(sorted(found.items()))
 
 
+def about(plugin: type) -> str:
+    """The first line of what a plugin says about itself."""
+    return (plugin.__doc__ or "").strip().partition("\n")[0]
+
+
 def load(group: str, name: str, base: type, where: str) -> type:
     """The class registered under a name.
 

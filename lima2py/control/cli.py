@@ -401,11 +401,11 @@ def _where_to_look(error: typer.TyperException) -> str:
 
 def _about_task(name: str) -> str:
     """The first line of its documentation; or why it cannot be loaded."""
-    from lima2py.plugins import TASKS, load
+    from lima2py.plugins import TASKS, about, load
     from lima2py.task import Task
 
     try:
         cls = load(TASKS, name, Task, "task")
     except LimaError as error:
         return str(error)
-    return (cls.__doc__ or "").strip().partition("\n")[0]
+    return about(cls)

@@ -11,11 +11,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
-from lima2py.errors import LimaError
+from lima2py.errors import LimaError, in_words
 from lima2py.frame import Absence, Block, Fate
 from lima2py.graph.plan import Plan, Step
 from lima2py.task import RunContext, Sink
-from lima2py.transport.wire import DoneBlock, pack_absences
+from lima2py.transport.wire import AbsentRange, DoneBlock, pack_absences
 
 FLUSH_EVERY = 0.05
 """Seconds after which frames are flushed even when more are waiting."""
@@ -107,7 +107,7 @@ class Flow:
             try:
                 step.task.finish()
             except Exception as error:
-                self._remember(f'task "{step.name}" could not finish: {_said(error)}')
+                self._remember(f'task "{step.name}" could not finish: {in_words(error)}')
         return done
 
     @property
@@ -129,7 +129,7 @@ class Flow:
             return made
         except Exception as error:
             self.failures += 1
-            said = Absence(Fate.TASK_FAILED, step.name, _said(error))
+            said = Absence(Fate.TASK_FAILED, step.name, in_words(error))
             self._remember(
                 f'task "{step.name}" failed on frames {given.index} to {given.end - 1}:'
                 f" {said.detail}"
@@ -140,12 +140,12 @@ class Flow:
 
     def _not_saved(self, name: str, error: Exception) -> Absence:
         self.failures += 1
-        self._remember(f'sink "{name}": {_said(error)}')
-        return Absence(Fate.NOT_SAVED, name, _said(error))
+        self._remember(f'sink "{name}": {in_words(error)}')
+        return Absence(Fate.NOT_SAVED, name, in_words(error))
 
     def _absences(
         self, block: Block, failed: list[tuple[int, Absence]]
-    ) -> list[tuple[int, tuple[int, int, int, str, str]]]:
+    ) -> list[tuple[int, AbsentRange]]:
         """By track: a sink's own, and for the frame as a whole the worst that happened to it."""
         unsaved = dict(failed)
         whole: dict[int, Absence] = {}
@@ -195,8 +195,3 @@ def _unsaved(block: DoneBlock, number: int, said: Absence) -> DoneBlock:
     everything = (0, block.count, int(said.cause), said.who, said.detail)
     absences = [(0, everything), (number + 1, everything), *block.absences]
     return DoneBlock(block.index, block.count, block.source, block.epoch, rows, absences)
-
-
-def _said(error: Exception) -> str:
-    text = str(error) or type(error).__name__
-    return text if isinstance(error, LimaError) else f"{type(error).__name__}: {text}"

@@ -13,11 +13,8 @@ from lima2py.detector_file import open_detector
 from lima2py.errors import BadCommand
 from lima2py.node.acquisition_run import AcquisitionRun
 from lima2py.node.life import State
-from lima2py.node.node import PATIENCE, Node
+from lima2py.node.node import PATIENCE, Node, forget_ended
 from lima2py.node.orders import AcquisitionOrder, ConnectOrder, DetectorOrder
-
-KEPT_RUNS = 3
-"""Runs that have ended and can still be asked for their report."""
 
 
 class AcquisitionNode(Node):
@@ -75,9 +72,7 @@ class AcquisitionNode(Node):
                 run.life.check("prepare")
             elif run.life.state is State.PREPARED:
                 run.abandon(PATIENCE)
-        self._runs = {name: run for name, run in self._runs.items() if run.outcome is not None}
-        for name in list(self._runs)[:-KEPT_RUNS]:
-            del self._runs[name]
+        forget_ended(self._runs)
         run = AcquisitionRun(told, self, self._open(told.detector))
         self._runs[told.run] = run
         plain = msgspec.to_builtins(run.ready)

@@ -17,7 +17,7 @@ import zmq
 
 from lima2py.acquisition import Acquisition, Parameters
 from lima2py.detector import Detector, Share
-from lima2py.errors import BadCommand, LimaError
+from lima2py.errors import BadCommand, LimaError, in_words
 from lima2py.frame import Absence, Fate
 from lima2py.graph.definition import GraphDefinition
 from lima2py.graph.flow import Flow
@@ -123,7 +123,7 @@ class AcquisitionRun(Run):
                 self._books = Books(node.context, node.addresses("books"))
             if order.rank == 0:  # last, since it may clear away the files of an older run
                 self._reserved = reserve(plan.sinks, Path(order.output), order.name, order.run)
-            self.ready = self._answer(asked, hardware, group)
+            self.ready = self._answer(hardware)
             self.readout = Readout(detector, hardware, plan.spec, self._ring, self._share)
             if not order.nodes:
                 context = context_of(self.ready, order, node.name)
@@ -135,7 +135,7 @@ class AcquisitionRun(Run):
             self.close()
             raise
 
-    def _answer(self, asked: Acquisition, hardware: Acquisition, group: int) -> AcquisitionReady:
+    def _answer(self, hardware: Acquisition) -> AcquisitionReady:
         assert self._ring is not None  # noqa: S101 - for the type checker
         detector, order = self.detector, self.order
         described = detector.describe_all()
@@ -146,8 +146,6 @@ class AcquisitionRun(Run):
             spec=self.plan.spec.plain(),
             ring=self._ring.shape,
             handle=self._ring.buffer.handle,
-            group=group,
-            tracks=1 + len(self.plan.sinks),
             paths=dict(self._reserved.paths) if self._reserved else {},
             parameters=Parameters(
                 requested={
@@ -189,7 +187,7 @@ class AcquisitionRun(Run):
             self.order.rank,
             receivers,
             self._share.group,
-            self.ready.tracks,
+            1 + len(self.plan.sinks),
         )
         if self.order.rank:
             same_host = order.books_host == self._node.identity
@@ -248,9 +246,9 @@ class AcquisitionRun(Run):
             ended = self.readout.ended
         except Exception as error:
             broken = True
-            said = str(error)
+            said = in_words(error)
             if not isinstance(error, LimaError):
-                said = f"detector {self.detector.info.name}: {type(error).__name__}: {error}"
+                said = f"detector {self.detector.info.name}: {said}"
             ended = (Fate.NOT_ACQUIRED, said)
             self.errors.append(f"{self.who}: {said}")
         self.detector.stop()

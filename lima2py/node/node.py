@@ -14,6 +14,7 @@ from typing import Any
 import zmq
 
 from lima2py.errors import BadCommand, BadParameter, did_you_mean
+from lima2py.frame import plain_dtype
 from lima2py.memory import host_identity
 from lima2py.node.run import Run
 from lima2py.tasks.tap import Tap
@@ -21,6 +22,8 @@ from lima2py.transport.sockets import PrivateFolder, new_context
 
 TAP_BYTES = 64 * 2**20
 """The most pixels of a tap that are given at once, in bytes."""
+KEPT_RUNS = 4
+"""Runs, the present one with them, that can be asked for their taps, state and report."""
 PATIENCE = 3.0
 """Seconds a run is given to close its files when its node is closed."""
 
@@ -141,6 +144,13 @@ class Node(ABC):
                 self._folder.close()
 
 
+def forget_ended(runs: dict[str, Any]) -> None:
+    """Forget runs that are over, but for the last few, to make room for another."""
+    ended = [name for name, run in runs.items() if not run.living]
+    for name in ended[: max(0, len(ended) - KEPT_RUNS + 1)]:
+        del runs[name]
+
+
 def read_tap(tap: Tap, after: int) -> dict[str, Any]:
     """What a tap has kept since, as plain values with the pixels as bytes.
 
@@ -160,7 +170,7 @@ def read_tap(tap: Tap, after: int) -> dict[str, Any]:
                 "index": kept.frame.index,
                 "timestamp": kept.frame.timestamp,
                 "absence": kept.frame.absence,
-                "dtype": None if data is None else data.dtype.descr,
+                "dtype": None if data is None else plain_dtype(data.dtype),
                 "shape": None if data is None else data.shape,
                 "data": None if data is None else data.tobytes(),
             }

@@ -61,8 +61,6 @@ class AcquisitionReady(msgspec.Struct, frozen=True):
     spec: dict[str, Any]
     ring: RingShape
     handle: Handle | None
-    group: int
-    tracks: int
     paths: dict[str, str]
     parameters: Parameters
     detector: dict[str, Any]

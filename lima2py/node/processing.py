@@ -13,7 +13,7 @@ from lima2py.graph.flow import Flow
 from lima2py.graph.plan import Plan
 from lima2py.memory import MemorySettings
 from lima2py.node.life import Outcome
-from lima2py.node.node import Node
+from lima2py.node.node import Node, forget_ended
 from lima2py.node.orders import (
     ProcessingOrder,
     ProcessingReady,
@@ -24,8 +24,6 @@ from lima2py.node.orders import (
 from lima2py.node.run import Run
 from lima2py.transport.pull import Pull, Sender
 
-KEPT_RUNS = 4
-"""Runs that have ended and can still be asked for their taps and state."""
 MAX_CREDITS = 64
 
 
@@ -38,7 +36,6 @@ class ProcessingRun(Run):
         lead = order.senders[0]
         spec = FrameSpec.from_plain(lead.spec)
         super().__init__(order.run, node.who, Plan.make(graph, spec))
-        self.rank = order.rank
         slots = min(sender.ring.slots for sender in order.senders)
         self.credits = max(2, min(MAX_CREDITS, slots // order.nodes))
         senders = [
@@ -118,7 +115,7 @@ class ProcessingNode(Node):
 
     def commands(self) -> dict[str, Callable[..., Any]]:
         """See `Node.commands`."""
-        return {**super().commands(), "prepare": self.prepare, "abort": self.abort}
+        return {**super().commands(), "prepare": self.prepare}
 
     def quick(self) -> dict[str, Callable[..., Any]]:
         """See `Node.quick`."""
@@ -135,7 +132,7 @@ class ProcessingNode(Node):
         told = msgspec.convert(order, ProcessingOrder)
         if told.run in self._runs:
             raise BadCommand(f"{self.who} has run {told.run[:8]} already")
-        self._forget()
+        forget_ended(self._runs)
         run = ProcessingRun(told, self)
         self._runs[told.run] = run
         ready = ProcessingReady(
@@ -152,16 +149,6 @@ class ProcessingNode(Node):
         assert isinstance(plain, dict)  # noqa: S101 - for the type checker
         return plain
 
-    def abort(self, run: str) -> None:
-        """Discard what a run has not done yet."""
-        if run in self._runs:
-            self._runs[run].discard()
-
     def source_lost(self, run: str, rank: int) -> None:
         """An acquisition node is dead: do not wait for its end."""
         self._runs[run].pull.lose(rank)
-
-    def _forget(self) -> None:
-        ended = [name for name, run in self._runs.items() if not run.living]
-        for name in ended[: max(0, len(ended) - KEPT_RUNS + 1)]:
-            del self._runs[name]

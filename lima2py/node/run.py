@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
-from lima2py.errors import LimaError
+from lima2py.errors import LimaError, in_words
 from lima2py.graph.plan import Plan
 from lima2py.node.life import Life, Outcome, State
 
@@ -85,10 +85,7 @@ class Run(ABC):
             self.outcome = self.loop()
         except BaseException as error:  # nothing may end a run without a word
             self.outcome = Outcome.FAILED
-            said = (
-                str(error) if isinstance(error, LimaError) else f"{type(error).__name__}: {error}"
-            )
-            self.errors.append(f"{self.who}: {said}")
+            self.errors.append(f"{self.who}: {in_words(error)}")
             if not isinstance(error, LimaError):
                 log.exception("%s failed", self.who)
         self.seconds = time.monotonic() - began

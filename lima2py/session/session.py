@@ -26,7 +26,7 @@ import numpy as np
 
 from lima2py.acquisition import Acquisition
 from lima2py.errors import BadCommand, BadParameter, LimaError, NodeError, did_you_mean
-from lima2py.frame import Absence, Fate, Frame
+from lima2py.frame import Absence, Fate, Frame, dtype_of
 from lima2py.graph.definition import GraphDefinition, load_graph
 from lima2py.node.acquisition import AcquisitionNode
 from lima2py.node.life import State
@@ -442,7 +442,5 @@ def _frame(kept: Mapping[str, Any]) -> Frame:
         absence = Absence(Fate(cause), who, detail)
     data = None
     if kept["data"] is not None:
-        columns = [tuple(column) for column in kept["dtype"]]
-        dtype = np.dtype(columns if columns[0][0] else columns[0][1])
-        data = np.frombuffer(kept["data"], dtype).reshape(kept["shape"])
+        data = np.frombuffer(kept["data"], dtype_of(kept["dtype"])).reshape(kept["shape"])
     return Frame(kept["index"], data, absence, kept["timestamp"])
