@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         StorageError,
     )
     from lima2py.frame import Absence, Fate, Frame
+    from lima2py.graph.apply import apply
     from lima2py.graph.definition import load_graph
     from lima2py.session.report import Report
     from lima2py.session.session import Session
@@ -41,6 +42,7 @@ __all__ = [
     "StorageError",
     "System",
     "TriggerMode",
+    "apply",
     "load_graph",
 ]
 
@@ -56,6 +58,7 @@ _HOMES = {
         "StorageError",
     ),
     "frame": ("Absence", "Fate", "Frame"),
+    "graph.apply": ("apply",),
     "graph.definition": ("load_graph",),
     "session.report": ("Report",),
     "session.session": ("Session",),

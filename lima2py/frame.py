@@ -8,11 +8,11 @@ module changes once made; arrays are treated as read-only.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -106,13 +106,17 @@ class FrameSpec:
     """What the frames of one edge look like.
 
     Attributes:
-        kind: `dense` images; `vector` one row of numbers; `table` rows of named columns.
-        shape: of one frame: `(bands, height, width)` dense, `(length,)` vector, `(rows,)` table.
-        dtype: of one element; a structured dtype for tables.
+        kind: `dense` images; `vector` one row of numbers; `table` rows of named columns; `sparse`
+            rows of named columns, in each frame another number of them (photons, peaks).
+        shape: of one frame: `(bands, height, width)` dense, `(length,)` vector, `(rows,)` table;
+            sparse: that of the image its rows tell about.
+        dtype: of one element; a structured dtype for tables and sparse frames: of one row.
         to_detector: from the pixels here to those of the detector; None where there is no such map.
         labels: names of the rows of a table (its ROIs, say); empty where rows have no names.
         detector_shape: `(height, width)` of the whole detector that `to_detector` leads to; None
             if it is not known.
+        span: how many consecutive frames of the detector each of these stands for: 1, or n after
+            an accumulation, whose product g stands for the frames g n .. (g + 1) n - 1.
     """
 
     kind: Kind
@@ -121,6 +125,7 @@ class FrameSpec:
     to_detector: Affine | None = None
     labels: tuple[str, ...] = ()
     detector_shape: tuple[int, int] | None = None
+    span: int = 1
 
     @classmethod
     def dense(
@@ -188,6 +193,7 @@ class FrameSpec:
             "to_detector": self.to_detector and [list(row) for row in self.to_detector.matrix],
             "labels": list(self.labels),
             "detector_shape": self.detector_shape and list(self.detector_shape),
+            "span": self.span,
         }
 
     @classmethod
@@ -202,13 +208,69 @@ class FrameSpec:
             Affine.from_matrix(matrix) if matrix else None,
             tuple(values["labels"]),
             tuple(detector_shape) if detector_shape else None,
+            values["span"],
         )
 
     def __str__(self) -> str:
+        if self.kind == "sparse":
+            return f"sparse rows of {', '.join(self.dtype.names or ())}"
         if self.kind != "dense":
             return f"{self.kind} of {' × '.join(map(str, self.shape))}"
         bands = f"{self.bands} × " if self.bands > 1 else ""
         return f"{bands}{self.height} × {self.width}  {self.dtype}"
+
+
+@dataclass(frozen=True, slots=True)
+class Ragged:
+    """The data of sparse frames: the rows of all of them, one after the other.
+
+    Attributes:
+        offsets: int64 array, one longer than there are frames: frame i has the rows
+            `offsets[i] .. offsets[i + 1] - 1`.
+        columns: by name, arrays of length `offsets[-1]`.
+    """
+
+    offsets: NDArray[np.int64]
+    columns: Mapping[str, Array]
+
+    @classmethod
+    def of(cls, counts: Array, columns: Mapping[str, Array]) -> Self:
+        """From the number of rows of every frame."""
+        offsets = np.zeros(len(counts) + 1, np.int64)
+        np.cumsum(counts, out=offsets[1:])
+        return cls(offsets, columns)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, frames: slice) -> Ragged:
+        """Some consecutive frames; views of the columns."""
+        first, end, step = frames.indices(len(self))
+        if step != 1:
+            raise ValueError("only consecutive sparse frames can be taken out")
+        offsets = self.offsets[first : max(first, end) + 1]
+        rows = slice(offsets[0], offsets[-1])
+        columns = {name: values[rows] for name, values in self.columns.items()}
+        return Ragged(offsets - offsets[0], columns)
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """How many rows every frame has."""
+        counts: NDArray[np.int64] = np.diff(self.offsets)
+        return counts
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of one row."""
+        return np.dtype([(name, values.dtype) for name, values in self.columns.items()])
+
+    def rows(self, frame: int) -> Array:
+        """The rows of one frame: a structured array, a copy."""
+        first, end = self.offsets[frame], self.offsets[frame + 1]
+        rows = np.empty(end - first, self.dtype)
+        for name, values in self.columns.items():
+            rows[name] = values[first:end]
+        return rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +279,8 @@ class Frame:
 
     Attributes:
         index: 0-based number in the acquisition.
-        data: `(height, width)` or `(bands, height, width)`, a vector, a table; None if absent.
+        data: `(height, width)` or `(bands, height, width)`, a vector, a table, the rows of a sparse
+            frame; None if absent.
         absence: why there is no data, else None.
         timestamp: seconds since 1970, as the detector or its host gave it; nan if unknown.
     """
@@ -237,10 +300,11 @@ class Block:
 
     Attributes:
         spec: what each frame looks like.
-        index: the first frame's number in the acquisition.
-        count: how many frames.
-        data: array `(count, *spec.shape)`; None when every frame is absent. The data of an absent
-            frame are undefined.
+        index: the first frame's number in the acquisition; where `spec.span` is n, frames are
+            counted in units of n.
+        count: how many frames; 0 where an accumulation has none to give yet.
+        data: array `(count, *spec.shape)`, or `Ragged` if they are sparse; None when every frame
+            is absent. The data of an absent frame are undefined.
         absences: by offset in the block, for the frames that have no data.
         columns: per-frame values by name, arrays of length `count`: `timestamp` and what the
             detector adds.
@@ -250,7 +314,7 @@ class Block:
     spec: FrameSpec
     index: int
     count: int
-    data: Array | None
+    data: Array | Ragged | None
     absences: Mapping[int, Absence] = field(default_factory=lambda: _NO_ABSENCES)
     columns: Mapping[str, Array] = field(default_factory=dict)
     origin: tuple[int, int] = (0, 0)
@@ -275,8 +339,15 @@ class Block:
     @property
     def pixels(self) -> Array:
         """The data of a block that has some; only such blocks come to most tasks."""
-        if self.data is None:
-            raise ValueError(f"none of the frames {self.index} to {self.end - 1} has data")
+        if not isinstance(self.data, np.ndarray):
+            raise ValueError(f"frames {self.index} to {self.end - 1} have no array of data")
+        return self.data
+
+    @property
+    def rows(self) -> Ragged:
+        """The data of a block of sparse frames that has some."""
+        if not isinstance(self.data, Ragged):
+            raise ValueError(f"frames {self.index} to {self.end - 1} have no sparse data")
         return self.data
 
     @property
@@ -287,7 +358,7 @@ class Block:
             mask[list(self.absences)] = False
         return mask
 
-    def carry(self, spec: FrameSpec, data: Array | None) -> Block:
+    def carry(self, spec: FrameSpec, data: Array | Ragged | None) -> Block:
         """The same frames with other data: what a task gives for this block."""
         return Block(spec, self.index, self.count, data, self.absences, self.columns, self.origin)
 
@@ -304,9 +375,58 @@ class Block:
         absence = self.absences.get(offset)
         if absence is not None or self.data is None:
             return Frame(self.index + offset, None, absence, time)
+        if isinstance(self.data, Ragged):
+            return Frame(self.index + offset, self.data.rows(offset), None, time)
         data = self.data[offset].reshape(self.spec.saved_shape)
         return Frame(self.index + offset, data, None, time)
 
     def frames(self) -> Iterator[Frame]:
         """The frames one by one."""
         return map(self.frame, range(self.count))
+
+    def part(self, first: int, end: int) -> Block:
+        """The frames from offset `first` to before `end`, views of the block's data."""
+        absences = {
+            offset - first: said for offset, said in self.absences.items() if first <= offset < end
+        }
+        count = end - first
+        data = None if self.data is None or len(absences) == count else self.data[first:end]
+        columns = {name: values[first:end] for name, values in self.columns.items()}
+        return Block(self.spec, self.index + first, count, data, absences, columns, self.origin)
+
+    @classmethod
+    def join(cls, parts: Sequence[Block]) -> Block:
+        """Consecutive blocks of one spec as one, a copy."""
+        first = parts[0]
+        count = sum(part.count for part in parts)
+        absences: dict[int, Absence] = {}
+        at = 0
+        for part in parts:
+            absences.update({at + offset: said for offset, said in part.absences.items()})
+            at += part.count
+        columns = {
+            name: np.concatenate([part.columns[name] for part in parts]) for name in first.columns
+        }
+        data = None if len(absences) == count else _joined(parts)
+        return cls(first.spec, first.index, count, data, absences, columns, first.origin)
+
+
+def _joined(parts: Sequence[Block]) -> Array | Ragged:
+    """The data of consecutive blocks; those of absent frames are left as they happen to be."""
+    spec = parts[0].spec
+    if spec.kind == "sparse":
+        counts = [
+            part.data.counts if isinstance(part.data, Ragged) else np.zeros(part.count, np.int64)
+            for part in parts
+        ]
+        some = [part.data for part in parts if isinstance(part.data, Ragged)]
+        names = some[0].columns
+        columns = {name: np.concatenate([item.columns[name] for item in some]) for name in names}
+        return Ragged.of(np.concatenate(counts), columns)
+    data = np.zeros((sum(part.count for part in parts), *spec.shape), spec.dtype)
+    at = 0
+    for part in parts:
+        if part.data is not None:
+            data[at : at + part.count] = part.data
+        at += part.count
+    return data

@@ -58,7 +58,7 @@ class Affine:
     """A plane map `(x, y) ↦ (a x + b y + c, d x + e y + f)`.
 
     `p @ q` maps by `q` first, then by `p`. Entries are kept as given: integers for every chain of
-    crop, bin, flip and rotate, so comparison is exact.
+    crop, bin, flip, rotate and transpose, so comparison is exact.
     """
 
     a: float = 1.0
@@ -115,6 +115,11 @@ class Affine:
         if angle == 270:
             return cls(a=0.0, b=-1.0, c=width, d=1.0, e=0.0, f=0.0)
         return cls()
+
+    @classmethod
+    def transpose(cls) -> Self:
+        """From an image with x and y exchanged to the one it was made of."""
+        return cls(a=0.0, b=1.0, c=0.0, d=1.0, e=0.0, f=0.0)
 
     @classmethod
     def from_matrix(cls, matrix: Iterable[Iterable[float]]) -> Self:

@@ -8,13 +8,16 @@ calls is
 
 `prepare` may be called without any of the others: it checks, says what will come out, and
 touches nothing outside the task. All others come from one thread.
+
+How many inputs a task takes is how many arguments its `prepare` takes; `process` is given as many
+blocks, of the same frames.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, PrivateAttr
@@ -59,6 +62,7 @@ class RunContext:
         paths: for every sink, the path its files begin with.
         frames_per_block: the most frames that come in one block.
         rois: rectangles in detector pixels that tasks of the graph look at, by `task.roi`.
+        stop: ask for the end of the acquisition, with the reason in words. Returns at once.
     """
 
     run: str
@@ -75,6 +79,16 @@ class RunContext:
     paths: Mapping[str, str] = field(default_factory=dict)
     frames_per_block: int = 1
     rois: Mapping[str, tuple[int, int, int, int]] = field(default_factory=dict)
+    stop: Callable[[str], None] = lambda _reason: None
+
+    def of_task(self, name: str, span: int) -> RunContext:
+        """The same for one task, whose input counts `span` frames of the detector as one."""
+        return replace(
+            self,
+            task=name,
+            nb_frames=self.nb_frames // span,
+            frames_per_block=max(1, self.frames_per_block // span),
+        )
 
 
 class Task(Model, ABC):
@@ -82,6 +96,16 @@ class Task(Model, ABC):
 
     takes_absent: ClassVar[bool] = False
     """Whether `process` is also given blocks in which every frame is absent."""
+    remembers: ClassVar[bool] = False
+    """Whether what comes out also depends on frames given before. When other tasks raise on a block
+    they are given its frames one by one, to find the one at fault."""
+    needs: ClassVar[Mapping[str, float]] = {}
+    """What it needs of every node besides a core: `{"gpu": 1}`. `lima2py check` says so; nobody
+    reserves it."""
+
+    if_fails: Literal["mark", "stop"] = "mark"
+    """When it fails on a frame: `mark` that frame as absent and go on, or `stop` the acquisition
+    too."""
 
     _spec: FrameSpec = PrivateAttr()
     """What comes out; set by `prepare` of most tasks."""
@@ -91,9 +115,16 @@ class Task(Model, ABC):
         """Consecutive frames that must meet in one node (an accumulation of n needs n)."""
         return 1
 
+    def know_inputs(self, names: tuple[str, ...]) -> None:
+        """The names of the inputs in the graph, said before `prepare`; few tasks need them."""
+        return
+
     @abstractmethod
-    def prepare(self, spec: FrameSpec) -> FrameSpec:
+    def prepare(self, *inputs: Any, **_: Any) -> FrameSpec:
         """Check the parameters against what comes in; say what will come out.
+
+        Args:
+            inputs: a `FrameSpec` for each input.
 
         Raises:
             BadParameter: beginning with the field at fault: `by: cannot ...`.
@@ -104,12 +135,16 @@ class Task(Model, ABC):
         return
 
     @abstractmethod
-    def process(self, block: Block) -> Block:
+    def process(self, *inputs: Any, **_: Any) -> Block:
         """One block in, the block of the same frames out.
 
         The input is read-only. A task need not look at absences: what comes out for an absent
         frame is never used, and a block without any data does not come here. Frames are made
         absent by `block.refuse`.
+
+        Args:
+            inputs: a `Block` for each input, all of the same frames. The first one also has the
+                absences of the others, so that `first.carry(...)` is right.
         """
 
     def flush(self) -> None:

@@ -35,8 +35,9 @@ settings.load_profile("ci")
 
 
 def pytest_configure() -> None:
-    """Local sockets go into a folder of our own, so that none can be taken for somebody else's."""
+    """Local sockets and compiled functions go into folders of our own."""
     os.environ[MARK] = str(os.getpid())
+    os.environ["LIMA2PY_CACHE"] = str(ROOT / ".pytest_cache" / "lima2py")  # compiled once
     os.environ["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="l2t-", dir="/tmp")
 
 

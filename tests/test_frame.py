@@ -132,7 +132,7 @@ def test_a_block_of_absent_frames_has_no_data(spec: FrameSpec, count: int) -> No
         (7 + n, None, absence) for n in range(count)
     ]
     assert np.isnan(block.frame(0).timestamp)
-    with pytest.raises(ValueError, match=f"none of the frames 7 to {6 + count} has data"):
+    with pytest.raises(ValueError, match=f"frames 7 to {6 + count} have no array of data"):
         _ = block.pixels
 
 

@@ -150,7 +150,7 @@ def run(
     The first Ctrl-C stops and saves what was acquired, the second aborts.
     """
     from lima2py.control.preview import Preview
-    from lima2py.control.progress import Interrupts, LineTriggers, follow, open_console
+    from lima2py.control.progress import Interrupts, LineTriggers, follow, open_console, preparing
     from lima2py.graph.definition import load_graph
     from lima2py.session.session import Session
 
@@ -165,7 +165,8 @@ def run(
     console = open_console()
     alone = not described.processing  # then preparing is done here, and must not be torn
     with Interrupts(hold=1 if alone else 0) as interrupts, Session.open(described) as session:
-        hardware = session.prepare(graph=definition, output=output, name=name, **asked)
+        with preparing(console):
+            hardware = session.prepare(graph=definition, output=output, name=name, **asked)
         interrupts.check()
         interrupts.hold = 2  # from now on they stop and abort
         try:
@@ -197,7 +198,7 @@ def check(
     name: Name = "run",
     system: SystemFile = None,
 ) -> None:
-    """Print what run would do: products, memory, files; starts nothing."""
+    """Print what run would do: products, memory, files, speed; starts nothing."""
     from lima2py.control.preview import Preview
     from lima2py.graph.definition import load_graph
 
@@ -207,7 +208,8 @@ def check(
     triggers = {"trigger_mode": trigger_mode, "nb_frames_per_trigger": nb_frames_per_trigger}
     asked = asked_of(described, nb_frames=nb_frames, **times, **triggers)
     definition = load_graph(graph, overrides)
-    typer.echo(str(Preview.make(described, definition, asked, output, name)))
+    preview = Preview.make(described, definition, asked, output, name, measured=True)
+    typer.echo(str(preview))
 
 
 @app.command("list")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,13 +15,14 @@ from lima2py.detector import Detector
 from lima2py.detector_file import open_detector
 from lima2py.errors import BadGraph, BadParameter
 from lima2py.graph.definition import GraphDefinition
+from lima2py.graph.measure import Speed, measure
 from lima2py.graph.plan import Plan
 from lima2py.memory import MemorySettings, RingShape
 from lima2py.node.acquisition_run import plan_run
 from lima2py.session.session import check_name
 from lima2py.session.system import System
 from lima2py.storage.reserve import settle
-from lima2py.units import as_size
+from lima2py.units import as_size, as_time
 
 DEFAULT_FRAMES = 100
 
@@ -32,11 +35,17 @@ class Preview:
         plan: of the graph, for the frames of the detector.
         ring: of the first acquisition node.
         paths: by sink, the path its files begin with.
+        asked: frames a second the detector will deliver at most; 0 if nobody knows.
+        nodes: how many share the work.
+        speed: of the graph on this machine, if it was measured.
     """
 
     plan: Plan
     ring: RingShape
     paths: Mapping[str, Path]
+    asked: float
+    nodes: int
+    speed: Speed | None = None
 
     @classmethod
     def make(
@@ -46,6 +55,8 @@ class Preview:
         asked: Mapping[str, Any],
         output: Path,
         name: str,
+        *,
+        measured: bool = False,
     ) -> Self:
         """Look ahead, as far as one can from here: no file is made, the detector not prepared.
 
@@ -55,6 +66,7 @@ class Preview:
             asked: the fields of the acquisition.
             output: the folder for the files.
             name: of the run.
+            measured: whether to measure how fast the graph runs on this machine.
 
         Raises:
             BadParameter, StorageError: what cannot be.
@@ -66,11 +78,14 @@ class Preview:
         with opened_detector(system) as detector:
             shares = max(1, len(system.processing)) * max(1, len(system.acquisition))
             plan, ring = plan_run(detector, acquisition, graph, memory.ring, shares)
+            period = detector.shortest_period(acquisition)
         try:
             paths = settle(plan.sinks, output, name, run="{run}")
         except BadParameter as error:
             raise BadGraph(f"{graph.where}, {error}") from None
-        return cls(plan, ring, paths)
+        speed = measure(graph, plan.spec, ring.frames, output.absolute()) if measured else None
+        nodes = max(1, len(system.processing))
+        return cls(plan, ring, paths, 1 / period if period else 0.0, nodes, speed)
 
     def __str__(self) -> str:
         definition, ring = self.plan.definition, self.ring
@@ -87,7 +102,31 @@ class Preview:
             lines.append("the graph has no sink: nothing will be written")
         if self.plan.taps:
             lines.append(f"taps: {', '.join(self.plan.taps)}")
+        if self.speed is not None:
+            lines += self._costs(self.speed)
         return "\n".join(lines)
+
+    def _costs(self, speed: Speed) -> Iterator[str]:
+        """What was measured, and whether it is enough."""
+        cores = len(os.sched_getaffinity(0))
+        rate = speed.frames_per_second
+        yield f"speed: about {_rate(rate)} on a node with a core of its own, measured here"
+        width = max(map(len, speed.seconds))
+        for name, seconds in sorted(speed.seconds.items(), key=lambda item: -item[1]):
+            yield f"  {name.ljust(width)}  {as_time(seconds)} a frame"
+        held = rate * min(self.nodes, cores)
+        if self.asked > held:
+            yield (
+                f"warning: {_rate(self.asked)} are asked for, and {self.nodes}"
+                f" node{'s' * (self.nodes > 1)} on {cores} core{'s' * (cores > 1)} can hold about"
+                f" {_rate(held)}: the ring will fill, and then the detector wait or lose frames;"
+                f" use {math.ceil(self.asked / rate)} processing nodes with a core each, do less,"
+                " or take frames more slowly"
+            )
+
+
+def _rate(frames: float) -> str:
+    return f"{frames:,.0f} frames/s" if frames >= 10 else f"{frames:.2g} frames/s"
 
 
 def default_frames(system: System) -> int:

@@ -8,8 +8,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, Self
 
@@ -38,6 +38,23 @@ QUIET_REFRESH = 5.0
 def open_console() -> Console:
     """Standard error, for messages and progress; text is printed as it is."""
     return Console(stderr=True, soft_wrap=True, markup=False, highlight=False, emoji=False)
+
+
+@contextmanager
+def preparing(console: Console) -> Iterator[None]:
+    """Show that something goes on which may take seconds: a new graph has to be compiled."""
+    text = "preparing; a graph that is new here is compiled first"
+    if console.is_terminal:
+        with console.status(text):
+            yield
+        return
+    later = threading.Timer(QUIET_REFRESH, console.print, [text])
+    later.start()
+    try:
+        yield
+    finally:
+        later.cancel()
+        later.join()
 
 
 class Interrupts:

@@ -20,6 +20,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from graphlib import CycleError, TopologicalSorter
 from heapq import heappop, heappush
 from importlib.resources import files
@@ -157,14 +158,22 @@ def parse_graph(
     Raises:
         BadGraph: one line for each problem: file, task, field, what was given, what is allowed.
     """
+    if overrides:
+        try:
+            text = _overridden(parse_yaml(text, where), overrides, where)
+        except BadParameter as error:
+            raise BadGraph(str(error)) from None
+    return _parsed(text, where, Path(base).absolute())
+
+
+@lru_cache(maxsize=16)
+def _parsed(text: str, where: str, base: Path) -> GraphDefinition:
+    """The definition in a text; most are prepared again and again."""
     try:
         document = parse_yaml(text, where)
-        if overrides:
-            text = _overridden(document, overrides, where)
-            document = parse_yaml(text, where)
     except BadParameter as error:
         raise BadGraph(str(error)) from None
-    return _Reader(document, where, Path(base).absolute()).graph(text)
+    return _Reader(document, where, base).graph(text)
 
 
 class _Overrides(Model):

@@ -1,21 +1,26 @@
 """The flow: blocks through a plan, and what became of every frame of them.
 
-One plain loop. A task that raises, or breaks its promise about shape and type, makes its frames
-absent (`task_failed`) and the next block goes on; a sink that cannot write makes them `not_saved`
-for that sink. A frame is reported done only after every sink has flushed it.
+One plain loop over the passes of the plan. A task that raises, or breaks its promise about shape
+and type, makes the frames at fault absent (`task_failed`) and the next block goes on; a sink that
+cannot write makes them `not_saved` for that sink. A frame is reported done only after every sink
+has flushed it, and, where frames are accumulated, after all frames of its group have passed: a node
+that takes over from a lost one then gets the group from its beginning.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence, Set
+from time import perf_counter
 
 from lima2py.errors import LimaError, in_words
-from lima2py.frame import Absence, Block, Fate
+from lima2py.frame import Absence, Block, Fate, FrameSpec, Ragged
+from lima2py.graph.passed import Passed, by_frame, keep_worst, unsaved
 from lima2py.graph.plan import Plan, Step
+from lima2py.graph.recent import Recent
+from lima2py.onepass import Member, OnePass, Pixelwise, Stripwise
 from lima2py.task import RunContext, Sink
-from lima2py.transport.wire import AbsentRange, DoneBlock, pack_absences
+from lima2py.transport.wire import DoneBlock, pack_absences
 
 FLUSH_EVERY = 0.05
 """Seconds after which frames are flushed even when more are waiting."""
@@ -28,27 +33,45 @@ class Flow:
     Args:
         plan: made for the frames that will come.
         run: what the tasks are told about the run.
-        batch: blocks after which sinks are flushed and frames reported done.
+        batch: blocks after which sinks are flushed and frames reported done; about twice as many
+            may wait for the rest of their group.
+
+    Attributes:
+        frames: how many have passed.
+        failures: how many times a task or a sink failed on a block.
+        recent: by task, the latest of every product that is small.
+        spent: seconds, by pass.
+        exhausted: acquisition nodes from which no more frames will come: nothing waits for them.
     """
 
     def __init__(self, plan: Plan, run: RunContext, batch: int):
         self.plan = plan
-        self.errors: list[str] = []
         self.failures = 0
         self.frames = 0
+        self.recent = {
+            step.name: Recent(step.spec)
+            for step in plan.steps
+            if step.spec.kind != "dense" and not isinstance(step.task, Sink)
+        }
+        self.spent = [0.0] * len(plan.passes)
+        self.exhausted: Set[int] = frozenset()
+        self._run = run
         self._batch = batch
         self._values: list[Block | None] = [None] * (len(plan.steps) + 1)
-        self._sinks = list(plan.sinks.values())
-        self._names = list(plan.sinks)
-        self._track = {id(sink): track + 1 for track, sink in enumerate(self._sinks)}
-        self._pending: list[DoneBlock] = []
+        self._sinks = list(plan.sinks.items())
+        self._spans = list(plan.sink_spans.values())
+        self._track = {name: track for track, (name, _) in enumerate(self._sinks, 1)}
+        self._said: dict[tuple[str, str], _Frames] = {}
+        self._pending: list[Passed] = []
+        self._seen: dict[int, int] = {}
         self._since = 0.0
         self._running = False
         started: list[Step] = []
         try:
             for step in plan.steps:
                 started.append(step)
-                step.task.start(replace(run, task=step.name))
+                step.task.start(run.of_task(step.name, step.spec.span))
+            self._fused = [self._fuse(shared) for shared in plan.passes]
         except BaseException:
             for step in started:
                 step.task.finish()
@@ -59,29 +82,36 @@ class Flow:
         """One block through every task."""
         values = self._values
         values[0] = block
-        clean = not block.absences
         rows = [-1] * len(self._sinks)
-        failed: list[tuple[int, Absence]] = []
-        for position, step in enumerate(self.plan.steps, 1):
-            given = values[step.source]
-            assert given is not None  # noqa: S101 - for the type checker; steps are in order
-            if isinstance(step.task, Sink):
-                values[position] = given
-                track = self._track[id(step.task)]
-                try:
-                    rows[track - 1] = step.task.write(given)
-                except Exception as error:
-                    failed.append((track, self._not_saved(step.name, error)))
-            elif given.data is None and not step.task.takes_absent:
-                values[position] = given.carry(step.spec, None)
+        failed: dict[str, Absence] = {}
+        began = perf_counter()
+        for place, (shared, fused) in enumerate(zip(self.plan.passes, self._fused, strict=True)):
+            step = self.plan.steps[shared[0]]
+            if fused is not None:
+                self._pass(fused, shared)
+            elif isinstance(step.task, Sink):
+                values[shared[0] + 1] = given = self._given(step)
+                if given.count:
+                    try:
+                        rows[self._track[step.name] - 1] = step.task.write(given)
+                    except Exception as error:
+                        failed[step.name] = self._not_saved(step.name, error, given)
             else:
-                made = self._run(step, given)
-                clean = clean and not made.absences
-                values[position] = made
-        absences = [] if clean and not failed else self._absences(block, failed)
+                values[shared[0] + 1] = made = self._one(step)
+                if step.name in self.recent:
+                    self.recent[step.name].keep(made)
+            now = perf_counter()
+            self.spent[place] += now - began
+            began = now
         if not self._pending:
             self._since = time.monotonic()
-        self._pending.append(DoneBlock(block.index, block.count, *block.origin, rows, absences))
+        done = DoneBlock(block.index, block.count, *block.origin, rows, [])
+        self._pending.append(Passed(done, []))
+        if failed or any(made is not None and made.absences for made in values):
+            self._note_absences(block, failed)
+        if self.plan.group > 1:
+            group = _group_of(done, self.plan.group)
+            self._seen[group] = self._seen.get(group, 0) + block.count
         self.frames += block.count
 
     def collect(self, idle: bool) -> list[DoneBlock]:
@@ -93,7 +123,7 @@ class Flow:
             or len(self._pending) >= self._batch
             or time.monotonic() - self._since > FLUSH_EVERY
         ):
-            return self._flush()
+            return self._flush(self._take_complete())
         return []
 
     def finish(self) -> list[DoneBlock]:
@@ -101,97 +131,240 @@ class Flow:
         if not self._running:
             return []
         self._running = False
-        done = self._flush() if self._pending else []
+        pending, self._pending = self._pending, []
+        done = self._flush([passed.told() for passed in pending])
         self._values = []  # they hold the last block, and with it the ring
+        for recent in self.recent.values():
+            recent.end()
         for step in self.plan.steps:
             try:
                 step.task.finish()
             except Exception as error:
-                self._remember(f'task "{step.name}" could not finish: {in_words(error)}')
+                self.failures += 1
+                self._remember(f'task "{step.name}"', f"could not finish: {in_words(error)}", ())
         return done
+
+    @property
+    def errors(self) -> list[str]:
+        """What went wrong, each thing once, with the frames it happened to."""
+        told = list(self._said.items())
+        lines = [f"{who} {what}{frames}" for (who, what), frames in told[:KEPT_ERRORS]]
+        if len(told) > KEPT_ERRORS:
+            lines.append(f"and {len(told) - KEPT_ERRORS} other errors of tasks and sinks")
+        return lines
 
     @property
     def files(self) -> dict[str, list[str]]:
         """The files written so far, by sink."""
-        return {name: sink.files for name, sink in zip(self._names, self._sinks, strict=True)}
+        return {name: sink.files for name, sink in self._sinks}
 
-    def _run(self, step: Step, given: Block) -> Block:
+    def product(self, name: str) -> Block | None:
+        """What a task made of the last block; None if that was not wanted."""
+        for number, step in enumerate(self.plan.steps, 1):
+            if step.name == name:
+                return self._values[number]
+        raise KeyError(name)
+
+    def _fuse(self, shared: Sequence[int]) -> OnePass | None:
+        steps = self.plan.steps
+        first = steps[shared[0]]
+        if not isinstance(first.task, (Pixelwise, Stripwise)):
+            return None
+        place = {number + 1: member for member, number in enumerate(shared)}
+        members = []
+        for number in shared:
+            task = steps[number].task
+            assert isinstance(task, (Pixelwise, Stripwise))  # noqa: S101 - for the type checker
+            source = place.get(steps[number].sources[0], -1)
+            members.append(Member(task, source, steps[number].wanted))
+        root = first.sources[0]
+        return OnePass(steps[root - 1].spec if root else self.plan.spec, members)
+
+    def _given(self, step: Step) -> Block:
+        """What comes in; if that is several blocks, the first with the absences of all."""
+        found = self._values[step.sources[0]]
+        assert found is not None  # noqa: S101 - the plan wants what is used
+        if len(step.sources) > 1:
+            others: dict[int, Absence] = {}
+            for source in step.sources[1:]:
+                other = self._values[source]
+                assert other is not None  # noqa: S101 - for the type checker
+                keep_worst(others, other.absences)
+            if others:
+                found = found.refuse(others)
+        return found
+
+    def _one(self, step: Step) -> Block:
+        """A block through one task."""
+        given = self._given(step)
+        if not step.task.takes_absent and given.data is None:
+            return given.carry(step.spec, None)
+        others = [self._values[source] for source in step.sources[1:]]
+        return self._try(step, [given, *(other for other in others if other is not None)])
+
+    def _try(self, step: Step, given: Sequence[Block]) -> Block:
         try:
-            made = step.task.process(given)
-            data = made.data
-            if data is not None and (
-                data.shape != (given.count, *step.spec.shape) or data.dtype != step.spec.dtype
-            ):
-                raise LimaError(
-                    f"gave {data.dtype} {data.shape},"
-                    f" promised {step.spec.dtype} {(given.count, *step.spec.shape)}"
-                )
+            made: Block = step.task.process(*given)
+            _check_promise(made, step.spec)
             return made
         except Exception as error:
-            self.failures += 1
-            said = Absence(Fate.TASK_FAILED, step.name, in_words(error))
-            self._remember(
-                f'task "{step.name}" failed on frames {given.index} to {given.end - 1}:'
-                f" {said.detail}"
-            )
-            return given.carry(step.spec, given.data).refuse(
-                dict.fromkeys(range(given.count), said)
-            )
+            (first, *_), count = given, given[0].count
+            if count > 1 and not step.task.remembers and not isinstance(error, _BrokenPromise):
+                parts = [[block.part(n, n + 1) for block in given] for n in range(count)]
+                return Block.join([self._try_if_any(step, part) for part in parts])
+            return self._failed(step, first, error)
 
-    def _not_saved(self, name: str, error: Exception) -> Absence:
+    def _try_if_any(self, step: Step, given: Sequence[Block]) -> Block:
+        if given[0].data is None and not step.task.takes_absent:
+            return given[0].carry(step.spec, None)
+        return self._try(step, given)
+
+    def _pass(self, fused: OnePass, shared: Sequence[int]) -> None:
+        """A block through the tasks of one pass."""
+        steps = self.plan.steps
+        given = self._values[steps[shared[0]].sources[0]]
+        assert given is not None  # noqa: S101 - the plan wants what is used
+        if given.data is None:
+            made: Iterable[Block | Exception | None] = [
+                given.carry(steps[number].spec, None) for number in shared
+            ]
+        else:
+            try:
+                made = fused(given)
+            except Exception as error:
+                made = [error] * len(shared)
+        for number, product in zip(shared, made, strict=True):
+            step = steps[number]
+            if isinstance(product, Exception):
+                product = self._failed(step, given, product)
+            elif product is not None and product.data is not None:
+                try:
+                    _check_promise(product, step.spec)
+                except _BrokenPromise as error:
+                    product = self._failed(step, given, error)
+            self._values[number + 1] = product
+            if product is not None and step.name in self.recent:
+                self.recent[step.name].keep(product)
+
+    def _failed(self, step: Step, given: Block, error: Exception) -> Block:
         self.failures += 1
-        self._remember(f'sink "{name}": {in_words(error)}')
-        return Absence(Fate.NOT_SAVED, name, in_words(error))
+        said = Absence(Fate.TASK_FAILED, step.name, in_words(error))
+        frames = [given.index + n for n in range(given.count) if n not in given.absences]
+        self._remember(f'task "{step.name}"', f"failed: {said.detail}", frames)
+        if step.task.if_fails == "stop":
+            self._run.stop(f'task "{step.name}" failed{_Frames(frames)}: {said.detail}')
+        lost = given.refuse(dict.fromkeys(range(given.count), said))
+        if step.spec.span == given.spec.span:
+            return lost.carry(step.spec, None)
+        n = step.spec.span // given.spec.span
+        first, end = given.index // n, given.end // n
+        return Block.absent(step.spec, first, end - first, said)
 
-    def _absences(
-        self, block: Block, failed: list[tuple[int, Absence]]
-    ) -> list[tuple[int, AbsentRange]]:
-        """By track: a sink's own, and for the frame as a whole the worst that happened to it."""
-        unsaved = dict(failed)
-        whole: dict[int, Absence] = {}
-        tracks: list[dict[int, Absence]] = [whole]
-        for position, step in enumerate(self.plan.steps, 1):
-            made = self._values[position]
-            assert made is not None  # noqa: S101 - for the type checker; all steps have run
-            _keep_worst(whole, made.absences)
+    def _not_saved(self, name: str, error: Exception, given: Block | None = None) -> Absence:
+        self.failures += 1
+        said = Absence(Fate.NOT_SAVED, name, in_words(error))
+        frames = range(given.index, given.end) if given is not None else ()
+        self._remember(f'sink "{name}":', said.detail, frames)
+        return said
+
+    def _note_absences(self, block: Block, failed: Mapping[str, Absence]) -> None:
+        """Note what happened to the frames of a block, on every track.
+
+        What happened to a product of several frames happened to all of them, also to those of
+        blocks that have passed before.
+        """
+        passed = self._pending[-1]
+        passed.found.append((block.spec.span, 0, block.absences))
+        for number, step in enumerate(self.plan.steps, 1):
+            made = self._values[number]
+            if made is None:
+                continue  # nobody but its pass has seen it
+            mine = dict(made.absences)
             if isinstance(step.task, Sink):
-                said = unsaved.get(self._track[id(step.task)])
-                mine = dict(made.absences)
-                if said is not None:
-                    mine = {**dict.fromkeys(range(block.count), said), **mine}
-                    _keep_worst(whole, mine)
-                tracks.append(mine)
-        _keep_worst(whole, block.absences)
-        return [
-            (track, part) for track, found in enumerate(tracks) for part in pack_absences(found)
-        ]
+                if step.name in failed:
+                    mine = {**dict.fromkeys(range(made.count), failed[step.name]), **mine}
+                track = self._track[step.name]
+                passed.done.absences.extend((track, part) for part in pack_absences(mine))
+            span = made.spec.span
+            if span == block.spec.span:
+                passed.found.append((span, number, mine))
+            elif mine:
+                for earlier in self._pending:
+                    earlier.found.append((span, number, by_frame(mine, made, earlier.done)))
 
-    def _flush(self) -> list[DoneBlock]:
-        done, self._pending = self._pending, []
-        for number, sink in enumerate(self._sinks):
+    def _take_complete(self) -> list[DoneBlock]:
+        """The pending blocks that need not wait for others of their group."""
+        group = self.plan.group
+        if group == 1:
+            all_of_them, self._pending = self._pending, []
+            return [passed.told() for passed in all_of_them]
+        last = self._run.nb_frames
+        ready: list[Passed] = []
+        waiting: list[Passed] = []
+        for passed in self._pending:
+            number = _group_of(passed.done, group)
+            size = min(group, last - number * group) if last else group
+            complete = self._seen[number] >= size or passed.done.source in self.exhausted
+            (ready if complete else waiting).append(passed)
+        more = max(0, len(waiting) - max(1, 2 * self._batch - 1))
+        self._pending = waiting[more:]  # no more can be kept; a lost node loses the others' group
+        waits = {_group_of(passed.done, group) for passed in self._pending}
+        for passed in ready:
+            if (number := _group_of(passed.done, group)) not in waits:
+                self._seen.pop(number, None)
+        return [passed.told() for passed in ready + waiting[:more]]
+
+    def _flush(self, done: list[DoneBlock]) -> list[DoneBlock]:
+        if not done:
+            return []
+        for number, (name, sink) in enumerate(self._sinks):
             try:
                 sink.flush()
             except Exception as error:
-                said = self._not_saved(self._names[number], error)
-                done = [_unsaved(block, number, said) for block in done]
+                said = self._not_saved(name, error)
+                done = [unsaved(block, number, self._spans[number], said) for block in done]
         return done
 
-    def _remember(self, text: str) -> None:
-        if len(self.errors) < KEPT_ERRORS:
-            self.errors.append(text)
+    def _remember(self, who: str, what: str, frames: Iterable[int]) -> None:
+        if (who, what) in self._said or len(self._said) < 10_000:  # each may have its own text
+            self._said.setdefault((who, what), _Frames()).add(frames)
 
 
-def _keep_worst(whole: dict[int, Absence], found: Mapping[int, Absence]) -> None:
-    """Absent beats rejected; what was said first stands."""
-    for offset, said in found.items():
-        before = whole.get(offset)
-        if before is None or (before.cause is Fate.REJECTED and said.cause.is_absent):
-            whole[offset] = said
+class _Frames:
+    """How many frames, and the first of them."""
+
+    def __init__(self, frames: Iterable[int] = ()):
+        self.count = 0
+        self.first = 0
+        self.add(frames)
+
+    def add(self, frames: Iterable[int]) -> None:
+        for frame in frames:
+            self.first = min(self.first, frame) if self.count else frame
+            self.count += 1
+
+    def __str__(self) -> str:
+        if self.count < 2:
+            return f", on frame {self.first}" if self.count else ""
+        return f", on {self.count} frames, the first of them {self.first}"
 
 
-def _unsaved(block: DoneBlock, number: int, said: Absence) -> DoneBlock:
-    rows = list(block.rows)
-    rows[number] = -1
-    everything = (0, block.count, int(said.cause), said.who, said.detail)
-    absences = [(0, everything), (number + 1, everything), *block.absences]
-    return DoneBlock(block.index, block.count, block.source, block.epoch, rows, absences)
+class _BrokenPromise(LimaError):
+    """What a task gave is not what it said in `prepare`."""
+
+
+def _check_promise(made: Block, spec: FrameSpec) -> None:
+    data = made.data
+    if data is None:
+        return
+    if isinstance(data, Ragged):
+        if spec.kind != "sparse" or data.dtype != spec.dtype or len(data) != made.count:
+            raise _BrokenPromise(f"gave sparse rows of {data.dtype}, promised {spec}")
+    elif data.shape != (made.count, *spec.shape) or data.dtype != spec.dtype:
+        raise _BrokenPromise(
+            f"gave {data.dtype} {data.shape[1:]} a frame, promised {spec.dtype} {spec.shape}"
+        )
+
+
+def _group_of(block: DoneBlock, size: int) -> int:
+    return (block.index + block.count - 1) // size

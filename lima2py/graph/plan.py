@@ -7,15 +7,17 @@ will come out, so shapes, types and places are settled, or refused, before anyth
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lima2py.errors import BadGraph, BadParameter
 from lima2py.frame import FrameSpec
 from lima2py.geometry import Affine
-from lima2py.graph.definition import GraphDefinition
+from lima2py.graph.definition import DETECTOR, GraphDefinition
+from lima2py.onepass import Pixelwise, Stripwise
 from lima2py.task import Sink, Task
-from lima2py.tasks.reduce import RoiCounters
+from lima2py.tasks.rois import RoiCounters
 from lima2py.tasks.tap import Tap
 from lima2py.units import as_size
 
@@ -28,17 +30,19 @@ class Step:
         name: of the task in the graph.
         do: what it does.
         task: the task itself, prepared.
-        source: the position of its input: 0 is the detector, i + 1 the step i.
-        source_name: of its input.
+        sources: the positions of its inputs: 0 is the detector, i + 1 the step i.
+        inputs: their names.
         spec: what comes out.
+        wanted: whether another pass needs what comes out, so that it must be stored.
     """
 
     name: str
     do: str
     task: Task
-    source: int
-    source_name: str
+    sources: tuple[int, ...]
+    inputs: tuple[str, ...]
     spec: FrameSpec
+    wanted: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,47 +53,64 @@ class Plan:
         definition: the graph it was made from.
         spec: of the frames that come in.
         steps: in an order in which every input is made before it is used.
+        passes: the steps by number, those together that take one pass over memory.
         group: consecutive frames that must meet in one node.
     """
 
     definition: GraphDefinition
     spec: FrameSpec
     steps: tuple[Step, ...]
+    passes: tuple[tuple[int, ...], ...]
     group: int
 
     @classmethod
-    def make(cls, definition: GraphDefinition, spec: FrameSpec) -> Plan:
+    def make(cls, definition: GraphDefinition, spec: FrameSpec, *, keep_all: bool = False) -> Plan:
         """Build fresh tasks and hand the description of the frames down.
+
+        Args:
+            definition: the graph.
+            spec: of the frames that will come in.
+            keep_all: whether everything that comes out of any task is wanted.
 
         Raises:
             BadGraph: with the text of every task that cannot work.
         """
         steps: list[Step] = []
-        position = {"detector": 0}
+        position = {DETECTOR: 0}
         specs: list[FrameSpec] = [spec]
         problems: list[str] = []
         for name, entry in definition.fresh().tasks.items():
-            (source_name,) = entry.inputs
-            if source_name not in position:
+            if not all(source in position for source in entry.inputs):
                 continue  # what it needs has been refused already
-            source = position[source_name]
+            sources = tuple(position[source] for source in entry.inputs)
             try:
-                out = entry.task.prepare(specs[source])
+                given = [specs[source] for source in sources]
+                _check_spans(entry.inputs, given)
+                entry.task.know_inputs(entry.inputs)
+                out = entry.task.prepare(*given)
             except BadParameter as error:
                 problems.append(f'{definition.where}, task "{name}", {error}')
                 continue
             position[name] = len(specs)
             specs.append(out)
-            steps.append(Step(name, entry.do, entry.task, source, source_name, out))
+            steps.append(Step(name, entry.do, entry.task, sources, entry.inputs, out))
         if problems:
             raise BadGraph("\n".join(problems))
+        passes = _passes(steps)
+        if not keep_all:
+            steps = _without_unwanted(steps, passes)
         group = math.lcm(1, *(step.task.group for step in steps))
-        return cls(definition, spec, tuple(steps), group)
+        return cls(definition, spec, tuple(steps), passes, group)
 
     @property
     def sinks(self) -> dict[str, Sink]:
         """The tasks that keep frames, by name, in the order of their tracks."""
         return {step.name: step.task for step in self.steps if isinstance(step.task, Sink)}
+
+    @property
+    def sink_spans(self) -> dict[str, int]:
+        """How many frames of the detector each row of a sink stands for, by sink."""
+        return {step.name: step.spec.span for step in self.steps if isinstance(step.task, Sink)}
 
     @property
     def taps(self) -> dict[str, Tap]:
@@ -108,7 +129,7 @@ class Plan:
             f"{step.name}.{roi}": box
             for step in self.steps
             if isinstance(step.task, RoiCounters)
-            for roi, box in step.task.rois.items()
+            for roi, box in step.task.rectangles.items()
         }
 
     def plain(self) -> dict[str, Any]:
@@ -120,7 +141,7 @@ class Plan:
             "tasks": {
                 step.name: {
                     "do": step.do,
-                    "from": step.source_name,
+                    "from": list(step.inputs),
                     "parameters": step.task.plain(),
                     "product": step.spec.plain(),
                 }
@@ -130,23 +151,89 @@ class Plan:
 
     def table(self) -> str:
         """The plan for a person: what every task gives, and where its pixels lie if elsewhere."""
-        rows = [("detector", "", "", self.spec)]
-        rows += [(step.name, step.do, f"from {step.source_name}", step.spec) for step in self.steps]
-        cells = [
-            (name, do, source, _product(spec), as_size(spec.nbytes), _place(spec))
-            for name, do, source, spec in rows
-        ]
+        cells = [("detector", "", "", str(self.spec), as_size(self.spec.nbytes), _place(self.spec))]
+        for step in self.steps:
+            memory = as_size(step.spec.nbytes) if step.wanted else "not stored"
+            cells.append(
+                (
+                    step.name,
+                    step.do,
+                    f"from {', '.join(step.inputs)}",
+                    _product(step.spec),
+                    "" if step.spec.kind == "sparse" else memory,
+                    _place(step.spec),
+                )
+            )
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        return "\n".join(
+        lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in cells
-        )
+        ]
+        lines += [
+            f"one pass over memory: {', '.join(self.steps[number].name for number in shared)}"
+            for shared in self.passes
+            if len(shared) > 1
+        ]
+        lines += [
+            f"{step.name} needs {', '.join(f'{n:g} {what}' for what, n in step.task.needs.items())}"
+            " on every node"
+            for step in self.steps
+            if step.task.needs
+        ]
+        return "\n".join(lines)
 
 
 def _product(spec: FrameSpec) -> str:
-    return f"{spec}: {', '.join(spec.labels)}" if 0 < len(spec.labels) <= 4 else str(spec)
+    text = f"{spec}: {', '.join(spec.labels)}" if 0 < len(spec.labels) <= 4 else str(spec)
+    return text if spec.span == 1 else f"{text}, one for {spec.span} frames"
 
 
 def _place(spec: FrameSpec) -> str:
     own = spec.to_detector is None or spec.to_detector == Affine()
     return "" if own else f"to_detector {spec.to_detector}"
+
+
+def _check_spans(names: Sequence[str], specs: Sequence[FrameSpec]) -> None:
+    """Frames of several inputs must be of the same detector frames."""
+    spans = {spec.span for spec in specs}
+    if len(spans) > 1:
+        said = ", ".join(f"{name}: {spec.span}" for name, spec in zip(names, specs, strict=True))
+        raise BadParameter(
+            f"from: the inputs must stand for equally many frames of the detector each ({said});"
+            " accumulate both alike, or use one of them only"
+        )
+
+
+def _passes(steps: Sequence[Step]) -> tuple[tuple[int, ...], ...]:
+    """Put tasks together that can share a pass: they hang together and begin at one product."""
+    passes: list[list[int]] = []
+    member_of: dict[int, list[int]] = {}
+    begins_at: dict[int, list[int]] = {}
+    for number, step in enumerate(steps):
+        if not isinstance(step.task, (Pixelwise, Stripwise)):
+            passes.append([number])
+            continue
+        (source,) = step.sources
+        shared = member_of.get(source - 1) or begins_at.get(source)
+        if shared is None:
+            shared = begins_at[source] = []
+            passes.append(shared)
+        shared.append(number)
+        if isinstance(step.task, Pixelwise):
+            member_of[number] = shared
+    return tuple(tuple(shared) for shared in passes)
+
+
+def _without_unwanted(steps: Sequence[Step], passes: Sequence[Sequence[int]]) -> list[Step]:
+    """Say of which pixels only other tasks of the same pass make use."""
+    pass_of = {number: place for place, shared in enumerate(passes) for number in shared}
+    wanted = {
+        source - 1
+        for number, step in enumerate(steps)
+        for source in step.sources
+        if source and pass_of[source - 1] != pass_of[number]
+    }
+    return [
+        replace(step, wanted=number in wanted or not isinstance(step.task, Pixelwise))
+        for number, step in enumerate(steps)
+    ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from lima2py.frame import Absence, Fate
 from lima2py.graph.definition import GraphDefinition
 from lima2py.graph.flow import Flow
 from lima2py.graph.plan import Plan
+from lima2py.graph.recent import Recent
 from lima2py.memory import Heap, MemorySettings, Placed, Ring, RingShape, Shared
 from lima2py.node.ledger import Ledger
 from lima2py.node.life import Outcome, State, worst
@@ -118,7 +119,7 @@ class AcquisitionRun(Run):
             self._ring = Ring(
                 plan.spec, shape, Placed(Shared() if order.nodes else Heap(), settings)
             )
-            self.ledger = Ledger(list(plan.sinks), hardware.nb_frames)
+            self.ledger = Ledger(plan.sink_spans, hardware.nb_frames)
             if order.nodes:
                 self._books = Books(node.context, node.addresses("books"))
             if order.rank == 0:  # last, since it may clear away the files of an older run
@@ -126,7 +127,7 @@ class AcquisitionRun(Run):
             self.ready = self._answer(hardware)
             self.readout = Readout(detector, hardware, plan.spec, self._ring, self._share)
             if not order.nodes:
-                context = context_of(self.ready, order, node.name)
+                context = replace(context_of(self.ready, order, node.name), stop=self.ask_stop)
                 flow = Flow(plan, context, max(1, shape.slots // 4))
                 self._outlet = Inline(flow)
                 self._files[0] = flow.files
@@ -187,7 +188,8 @@ class AcquisitionRun(Run):
             self.order.rank,
             receivers,
             self._share.group,
-            1 + len(self.plan.sinks),
+            list(self.plan.sink_spans.values()),
+            self.ask_stop,
         )
         if self.order.rank:
             same_host = order.books_host == self._node.identity
@@ -209,6 +211,13 @@ class AcquisitionRun(Run):
         self.life.do("stop")
         self.detector.stop()
 
+    def ask_stop(self, reason: str) -> None:
+        """A task asks for the end, with the reason. From any thread."""
+        if reason not in self.errors:
+            self.errors.append(reason)
+        with contextlib.suppress(BadCommand):  # it is stopping, or has ended, already
+            self.stop()
+
     def abort(self) -> None:
         """Acquire no more, and discard what is in flight. From any thread."""
         self.life.do("stop")
@@ -216,6 +225,11 @@ class AcquisitionRun(Run):
         if self._outlet is not None:
             self._outlet.abort()
         self.detector.stop()
+
+    @property
+    def recent(self) -> Mapping[str, Recent]:
+        """See `Run.recent`."""
+        return self._outlet.flow.recent if isinstance(self._outlet, Inline) else {}
 
     def discard(self) -> None:
         """See `Run.discard`."""
@@ -340,7 +354,7 @@ class AcquisitionRun(Run):
                     self.ledger.table(name),
                     {rank: files[name] for rank, files in self._files.items()},
                     self.plan.specs[name],
-                    replace(context, task=name),
+                    context.of_task(name, self.plan.sink_spans[name]),
                     outcome=outcome.value,
                     errors=self.errors,
                 )

@@ -1,12 +1,13 @@
 """The ledger: one line for every frame, with who had it, where it lies and its fate.
 
-There is one track for the frame as a whole and one for each sink. Growable numpy columns, about 20
+There is one track for the frame as a whole and one for each sink; that of a sink whose rows stand
+for n frames each has one line for n frames. Growable numpy columns, about 20
 bytes a frame: the only thing that grows with the length of a run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -24,16 +25,21 @@ MAX_DETAILS = 100_000
 
 
 class _Track:
-    """The fate of every frame on one track."""
+    """The fate of every frame on one track, or of every n frames."""
 
-    def __init__(self, length: int):
-        self.fate = np.zeros(length, np.uint8)
-        self.row = np.full(length, -1, np.int64)
+    def __init__(self, length: int, span: int = 1):
+        self.span = span
+        self.fate = np.zeros(length // span, np.uint8)
+        self.row = np.full(length // span, -1, np.int64)
         self.details: dict[int, Absence] = {}
 
     def grow(self, length: int) -> None:
-        self.fate = _grown(self.fate, length, 0)
-        self.row = _grown(self.row, length, -1)
+        self.fate = _grown(self.fate, length // self.span, 0)
+        self.row = _grown(self.row, length // self.span, -1)
+
+    def lines(self, first: int, count: int) -> slice:
+        """The lines that end within these frames."""
+        return slice(first // self.span, (first + count) // self.span)
 
     def note(self, index: int, said: Absence) -> None:
         self.fate[index] = said.cause
@@ -45,14 +51,14 @@ class Ledger:
     """The book of one acquisition node.
 
     Args:
-        sinks: their names, in the order of their tracks.
+        sinks: by name, in the order of their tracks, how many frames one of their rows stands for.
         nb_frames: frames asked for; 0 if endless.
 
     Raises:
         LimaError: if there is not enough memory for so many.
     """
 
-    def __init__(self, sinks: Sequence[str], nb_frames: int):
+    def __init__(self, sinks: Mapping[str, int], nb_frames: int):
         self.sinks = list(sinks)
         self.nb_frames = nb_frames
         check_available(
@@ -63,7 +69,7 @@ class Ledger:
         self.end = 0
         self._length = nb_frames or 4096
         self._node = np.full(self._length, -1, np.int16)
-        self._tracks = [_Track(self._length) for _ in range(len(self.sinks) + 1)]
+        self._tracks = [_Track(self._length, span) for span in (1, *sinks.values())]
         self._counts: dict[int, int] = {}
 
     @property
@@ -86,14 +92,16 @@ class Ledger:
         part = slice(first, first + count)
         self._node[part] = node
         for track in self._tracks:
-            track.fate[part] = Fate.SAVED
+            track.fate[track.lines(first, count)] = Fate.SAVED
         for track, row in zip(self._tracks[1:], done.rows, strict=True):
             if row >= 0:
-                track.row[part] = np.arange(row, row + count)
+                lines = track.lines(first, count)
+                track.row[lines] = np.arange(row, row + lines.stop - lines.start)
         for number, ranged in done.absences:
             track = self._tracks[number]
-            for offset, said in unpack_absences([ranged], count).items():
-                track.note(first + offset, said)
+            lines = track.lines(first, count)
+            for offset, said in unpack_absences([ranged], lines.stop - lines.start).items():
+                track.note(lines.start + offset, said)
         fates, numbers = np.unique(self._tracks[0].fate[part], return_counts=True)
         for fate, number in zip(fates.tolist(), numbers.tolist(), strict=True):
             self._counts[fate] = self._counts.get(fate, 0) + number
@@ -102,9 +110,11 @@ class Ledger:
     def close(self, said: Absence, share: Share | None = None) -> None:
         """Give every frame that has no fate yet this one; only the frames of a share, if given."""
         for track in self._tracks:
-            open_ones = np.flatnonzero(track.fate[: self.asked] == Fate.NO_RECORD)
+            asked = self.asked // track.span
+            open_ones = np.flatnonzero(track.fate[:asked] == Fate.NO_RECORD)
             if share is not None:
-                open_ones = open_ones[open_ones // share.group % share.size == share.rank]
+                whose = open_ones * track.span // share.group % share.size
+                open_ones = open_ones[whose == share.rank]
             for index in open_ones[:MAX_DETAILS].tolist():
                 track.note(index, said)
             track.fate[open_ones] = said.cause
@@ -117,10 +127,11 @@ class Ledger:
         return {Fate(fate).word: number for fate, number in sorted(self._counts.items())}
 
     def sink_counts(self) -> dict[str, dict[str, int]]:
-        """Frames by fate, for every sink."""
+        """Rows by fate, for every sink: one for each frame, or for each n frames."""
         found = {}
         for name, track in zip(self.sinks, self._tracks[1:], strict=True):
-            fates, numbers = np.unique(track.fate[: self.asked], return_counts=True)
+            asked = self.asked // track.span
+            fates, numbers = np.unique(track.fate[:asked], return_counts=True)
             found[name] = {
                 Fate(fate).word: number
                 for fate, number in zip(fates.tolist(), numbers.tolist(), strict=True)
@@ -132,12 +143,12 @@ class Ledger:
         return pack_absences(self._tracks[0].details)
 
     def table(self, sink: str) -> FrameTable:
-        """Everything about every frame on a sink's track."""
+        """Everything about every line of a sink's track."""
         track = self._tracks[self.sinks.index(sink) + 1]
-        asked = self.asked
+        asked = self.asked // track.span
         return FrameTable(
             fate=track.fate[:asked],
-            node=self._node[:asked],
+            node=self._node[track.span - 1 :: track.span][:asked],
             row=track.row[:asked],
             absences=track.details,
         )
@@ -164,13 +175,14 @@ class Ledger:
         other = msgspec.msgpack.decode(packed)
         self.acquired(other["end"])
         node = np.frombuffer(other["node"], np.int16)
-        for track, theirs in zip(self._tracks, other["tracks"], strict=True):
+        for number, (track, theirs) in enumerate(zip(self._tracks, other["tracks"], strict=True)):
             fate = np.frombuffer(theirs["fate"], np.uint8)
-            length = min(len(fate), self._length)
+            length = min(len(fate), len(track.fate))
             new = np.flatnonzero((track.fate[:length] == 0) & (fate[:length] != 0))
             track.fate[new] = fate[new]
             track.row[new] = np.frombuffer(theirs["row"], np.int64)[new]
-            self._node[new] = node[new]
+            if number == 0:
+                self._node[new] = node[new]
             for index, cause, who, detail in theirs["details"]:
                 track.details.setdefault(index, Absence(Fate(cause), who, detail))
         self._counts = {}

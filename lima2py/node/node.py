@@ -14,14 +14,12 @@ from typing import Any
 import zmq
 
 from lima2py.errors import BadCommand, BadParameter, did_you_mean
-from lima2py.frame import plain_dtype
 from lima2py.memory import host_identity
+from lima2py.node.look import read_stream, read_tap
 from lima2py.node.run import Run
 from lima2py.tasks.tap import Tap
 from lima2py.transport.sockets import PrivateFolder, new_context
 
-TAP_BYTES = 64 * 2**20
-"""The most pixels of a tap that are given at once, in bytes."""
 KEPT_RUNS = 4
 """Runs, the present one with them, that can be asked for their taps, state and report."""
 PATIENCE = 3.0
@@ -99,7 +97,13 @@ class Node(ABC):
 
     def quick(self) -> dict[str, Callable[..., Any]]:
         """What it answers at once, whatever else it does."""
-        return {"status": self.status, "tap": self.tap, "describe": self.describe}
+        return {
+            "status": self.status,
+            "tap": self.tap,
+            "stream": self.stream,
+            "change_tap": self.change_tap,
+            "describe": self.describe,
+        }
 
     def start(self, run: str) -> None:
         """Let a prepared run go."""
@@ -129,10 +133,34 @@ class Node(ABC):
         Raises:
             BadParameter: if the graph has no such tap.
         """
+        return read_tap(self._tap(run, task), after)
+
+    def change_tap(self, run: str, task: str, parameters: dict[str, Any]) -> None:
+        """Give a tap other parameters while the run goes on.
+
+        Raises:
+            BadParameter: if the graph has no such tap, or a value cannot be.
+        """
+        self._tap(run, task).change(Tap.load(parameters, f'task "{task}"'))
+
+    def stream(self, run: str, task: str, after: int) -> dict[str, Any]:
+        """The latest small products of a task: see `Recent.after`.
+
+        Raises:
+            BadParameter: if the graph has none of this name.
+        """
+        recent = self.run(run).recent
+        if task not in recent:
+            raise BadParameter(
+                f'task "{task}": has no product that can be followed{did_you_mean(task, recent)}'
+            )
+        return read_stream(recent[task], after)
+
+    def _tap(self, run: str, task: str) -> Tap:
         taps = self.run(run).plan.taps
         if task not in taps:
             raise BadParameter(f'tap "{task}": the graph has no such tap{did_you_mean(task, taps)}')
-        return read_tap(taps[task], after)
+        return taps[task]
 
     def close(self) -> None:
         """End every run and close everything; may be called twice."""
@@ -149,30 +177,3 @@ def forget_ended(runs: dict[str, Any]) -> None:
     ended = [name for name, run in runs.items() if not run.living]
     for name in ended[: max(0, len(ended) - KEPT_RUNS + 1)]:
         del runs[name]
-
-
-def read_tap(tap: Tap, after: int) -> dict[str, Any]:
-    """What a tap has kept since, as plain values with the pixels as bytes.
-
-    Of large frames only the newest are given, up to `TAP_BYTES`: who looks wants to be in time.
-    """
-    ended = tap.ended  # before the frames: none can come after it
-    frames: list[dict[str, Any]] = []
-    size = 0
-    for kept in reversed(tap.recent(after)):
-        data = kept.frame.data
-        size += 0 if data is None else data.nbytes
-        if frames and size > TAP_BYTES:
-            break
-        frames.append(
-            {
-                "serial": kept.serial,
-                "index": kept.frame.index,
-                "timestamp": kept.frame.timestamp,
-                "absence": kept.frame.absence,
-                "dtype": None if data is None else plain_dtype(data.dtype),
-                "shape": None if data is None else data.shape,
-                "data": None if data is None else data.tobytes(),
-            }
-        )
-    return {"ended": ended, "frames": frames[::-1]}

@@ -14,7 +14,9 @@ from lima2py.transport.push import Settled
 class Outlet(Protocol):
     """Where an acquisition node hands its blocks, and learns what became of them."""
 
-    errors: list[str]
+    @property
+    def errors(self) -> list[str]:
+        """What went wrong so far."""
 
     def process(self, block: Block, slot: int) -> None:
         """Take a block that lies in a slot."""
@@ -37,8 +39,12 @@ class Inline:
 
     def __init__(self, flow: Flow):
         self.flow = flow
-        self.errors = flow.errors
         self._slots: dict[int, int] = {}
+
+    @property
+    def errors(self) -> list[str]:
+        """See `Outlet`."""
+        return self.flow.errors
 
     def process(self, block: Block, slot: int) -> None:
         """See `Outlet`."""

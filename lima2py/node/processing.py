@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -11,6 +12,7 @@ from lima2py.errors import BadCommand
 from lima2py.frame import FrameSpec
 from lima2py.graph.flow import Flow
 from lima2py.graph.plan import Plan
+from lima2py.graph.recent import Recent
 from lima2py.memory import MemorySettings
 from lima2py.node.life import Outcome
 from lima2py.node.node import Node, forget_ended
@@ -37,7 +39,9 @@ class ProcessingRun(Run):
         spec = FrameSpec.from_plain(lead.spec)
         super().__init__(order.run, node.who, Plan.make(graph, spec))
         slots = min(sender.ring.slots for sender in order.senders)
-        self.credits = max(2, min(MAX_CREDITS, slots // order.nodes))
+        blocks_of_group = -(-self.plan.group // lead.ring.frames)  # may have to wait for their last
+        most = max(MAX_CREDITS, 2 * blocks_of_group)
+        self.credits = max(2, min(most, slots // order.nodes))
         senders = [
             Sender(
                 ready.rank,
@@ -59,8 +63,9 @@ class ProcessingRun(Run):
             share_memory=not node.isolated,
         )
         try:
-            context = context_of(lead, order, node.name)
+            context = replace(context_of(lead, order, node.name), stop=self.pull.ask_stop)
             self.flow = Flow(self.plan, context, max(1, self.credits // 2))
+            self.flow.exhausted = self.pull.exhausted
             self.life.do("prepare")
         except BaseException:
             self.pull.close()
@@ -88,6 +93,11 @@ class ProcessingRun(Run):
             "failures": self.flow.failures,
             "refused": self.pull.refused,
         }
+
+    @property
+    def recent(self) -> Mapping[str, Recent]:
+        """See `Run.recent`."""
+        return self.flow.recent
 
     def discard(self) -> None:
         """See `Run.discard`."""

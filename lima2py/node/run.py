@@ -6,11 +6,13 @@ import logging
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lima2py.errors import LimaError, in_words
 from lima2py.graph.plan import Plan
+from lima2py.graph.recent import Recent
 from lima2py.node.life import Life, Outcome, State
 
 log = logging.getLogger(__name__)
@@ -63,6 +65,11 @@ class Run(ABC):
     @abstractmethod
     def status(self) -> dict[str, Any]:
         """Where it is, as plain values; quick, from any thread."""
+
+    @property
+    @abstractmethod
+    def recent(self) -> Mapping[str, Recent]:
+        """The latest small products made here, by task."""
 
     def linger(self, patience: float) -> None:
         """Give it time to end by itself."""

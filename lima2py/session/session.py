@@ -13,7 +13,6 @@ status several times a second, which is the heartbeat too, and tells the others 
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,12 +21,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import msgspec
-import numpy as np
 
 from lima2py.acquisition import Acquisition
 from lima2py.errors import BadCommand, BadParameter, LimaError, NodeError, did_you_mean
-from lima2py.frame import Absence, Fate, Frame, dtype_of
-from lima2py.graph.definition import GraphDefinition, load_graph
+from lima2py.frame import Fate, Frame
+from lima2py.graph.definition import GraphDefinition, load_graph, parse_graph
 from lima2py.node.acquisition import AcquisitionNode
 from lima2py.node.life import State
 from lima2py.node.orders import (
@@ -39,6 +37,7 @@ from lima2py.node.orders import (
     ProcessingOrder,
     ProcessingReady,
 )
+from lima2py.session.follow import Ranges, frames_of, streamed, tapped
 from lima2py.session.launch import Child, Handle, Inside, Remote
 from lima2py.session.report import Report
 from lima2py.session.system import NodePlace, System, open_system
@@ -46,6 +45,8 @@ from lima2py.session.watch import Progress, Watch
 from lima2py.transport.sockets import PrivateFolder, new_context
 
 PREPARE_TIMEOUT = 120.0
+STREAM_PATIENCE = 60.0
+"""Seconds a stream that has come to its end waits for the report of the run."""
 
 
 class Session:
@@ -64,6 +65,7 @@ class Session:
         self._processing: list[Handle] = []
         self._prepared = False
         self._watch: Watch | None = None
+        self._graph: GraphDefinition | None = None
         self._taps: list[str] = []
         self._closed = False
 
@@ -98,7 +100,7 @@ class Session:
     def prepare(
         self,
         *,
-        graph: str | Path | GraphDefinition,
+        graph: str | Path | GraphDefinition | None = None,
         output: str | Path = ".",
         name: str = "run",
         overrides: Mapping[str, Any] | None = None,
@@ -107,7 +109,8 @@ class Session:
         """Make everything ready for one run; starts the nodes the first time.
 
         Args:
-            graph: a graph file, or the name of one that comes with lima2py.
+            graph: a graph file, or the name of one that comes with lima2py; the one of the last
+                run, with what `update` changed since, if it is not given.
             output: the folder for the files.
             name: what to call the run; file names begin with it.
             overrides: parameters of the graph to replace: `{"view.by": [4, 4]}`.
@@ -122,7 +125,7 @@ class Session:
             LimaError: what a node could not do.
         """
         self._refuse_if_running("prepare")
-        definition = self._definition(graph, overrides or {})
+        self._graph = definition = self._definition(graph, overrides or {})
         requested = Acquisition.load(acquisition, "acquisition")
         check_name(name)
         if self._prepared:
@@ -140,6 +143,26 @@ class Session:
         except BaseException:
             self._give_up()
             raise
+
+    def update(self, task: str, **parameters: Any) -> None:
+        """Change parameters of a task for the next run: `prepare` without a graph then has them.
+
+        The parameters of a run that is prepared or running stay as they are. Only taps follow at
+        once, since nothing that is saved depends on them.
+
+        Raises:
+            BadCommand: if no graph was ever prepared.
+            BadParameter: if there is no such task or parameter, or a value cannot be.
+        """
+        if self._graph is None:
+            raise BadCommand("the session has no graph yet to update; it can: prepare")
+        changes = {f"{task}.{name}": value for name, value in parameters.items()}
+        self._graph = self._definition(self._graph, changes)
+        over = self._watch is None or self._watch.over.is_set()
+        if task in self._taps and (self._prepared or not over):
+            changed = self._graph.tasks[task].task.plain()
+            for handle in self._graph_nodes():
+                handle.look("change_tap", run=self.run, task=task, parameters=changed)
 
     def start(self) -> None:
         """Let the prepared run go; returns at once.
@@ -237,33 +260,39 @@ class Session:
         if name not in self._taps:
             raise BadParameter(f'tap "{name}": the graph has no such tap'
                                f"{did_you_mean(name, self._taps)}")  # fmt: skip
-        return self._tapped(name, timeout)
+        return tapped(self._graph_nodes(), self.run, name, timeout)
 
-    def _tapped(self, name: str, timeout: float | None) -> Iterator[Frame]:
-        after = {handle.name: -1 for handle in self._tap_nodes()}
-        heard = time.monotonic()
-        while after:
-            found: list[Frame] = []
-            for handle in self._tap_nodes():
-                if handle.name not in after:
-                    continue
-                try:
-                    told = handle.look("tap", run=self.run, task=name, after=after[handle.name])
-                except NodeError:
-                    del after[handle.name]  # lost: the others go on
-                    continue
-                for kept in told["frames"]:
-                    after[handle.name] = kept["serial"]
-                    found.append(_frame(kept))
-                if told["ended"]:
-                    del after[handle.name]
-            yield from sorted(found, key=lambda frame: frame.index)
-            if found:
-                heard = time.monotonic()
-            elif timeout is not None and time.monotonic() - heard > timeout:
-                raise TimeoutError(f'no frame passed the tap "{name}" for {timeout:g} s')
-            elif after:
-                time.sleep(0.005)
+    def stream(
+        self, name: str, channel: str | None = None, timeout: float | None = None
+    ) -> Iterator[Frame]:
+        """What a task that reduces frames made of each of them, in their order; ends with the run.
+
+        Can be called at any time after `start`, also when the run is over; the nodes keep the
+        latest 64 MiB of every task. No frame is passed over: one that has none is absent.
+
+        Args:
+            name: of a task whose product is a table, a vector, or sparse.
+            channel: only this column of it.
+            timeout: seconds to wait for the next frame.
+
+        Raises:
+            BadParameter: if the graph has no such task, or the product no such channel.
+            BadCommand: if no run was started.
+            TimeoutError: if no frame came in time.
+        """
+        watch = self._watch
+        if watch is None:
+            raise BadCommand("the session has nothing to stream yet; it can: prepare, start")
+
+        def account() -> tuple[Ranges, int]:
+            if not watch.over.wait(STREAM_PATIENCE):
+                return (), 0
+            report = watch.report()
+            never = (Fate.NOT_ACQUIRED.word, Fate.ABORTED.word)
+            return report.absences, report.asked - sum(report.absent.get(w, 0) for w in never)
+
+        blocks = streamed(self._graph_nodes(), self.run, name, timeout, account)
+        return frames_of(blocks, name, channel)
 
     def close(self) -> None:
         """Abort what runs, end our nodes, leave nothing behind; may be called twice."""
@@ -294,11 +323,16 @@ class Session:
     # How it is done
 
     def _definition(
-        self, graph: str | Path | GraphDefinition, overrides: Mapping[str, Any]
+        self, graph: str | Path | GraphDefinition | None, overrides: Mapping[str, Any]
     ) -> GraphDefinition:
-        if isinstance(graph, GraphDefinition):
+        graph = graph if graph is not None else self._graph
+        if graph is None:
+            raise BadParameter("graph: is required for the first run of a session")
+        if not isinstance(graph, GraphDefinition):
+            return load_graph(str(graph), overrides)
+        if not overrides:
             return graph
-        return load_graph(str(graph), overrides)
+        return parse_graph(graph.text, graph.where, graph.base, overrides)
 
     def _refuse_if_running(self, command: str) -> None:
         if self._closed:
@@ -417,7 +451,7 @@ class Session:
             except NodeError:
                 continue  # it is gone, and what it held with it
 
-    def _tap_nodes(self) -> list[Handle]:
+    def _graph_nodes(self) -> list[Handle]:
         return self._processing or self._acquisition
 
 
@@ -433,14 +467,3 @@ def check_name(name: str) -> None:
             f"name {name!r}: should be 1 to 100 letters, digits, or any of _ - . + @ and blanks,"
             " and not begin with a dot: file names begin with it"
         )
-
-
-def _frame(kept: Mapping[str, Any]) -> Frame:
-    absence = kept["absence"]
-    if absence is not None:
-        cause, who, detail = absence
-        absence = Absence(Fate(cause), who, detail)
-    data = None
-    if kept["data"] is not None:
-        data = np.frombuffer(kept["data"], dtype_of(kept["dtype"])).reshape(kept["shape"])
-    return Frame(kept["index"], data, absence, kept["timestamp"])

@@ -24,7 +24,8 @@ import platform
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
-from importlib.metadata import version
+from functools import cache
+from importlib.metadata import version as read_version
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,12 @@ def fill_value(dtype: np.dtype[Any]) -> NDArray[Any]:
     return fill
 
 
+@cache
+def version() -> str:
+    """Of lima2py."""
+    return read_version("lima2py")
+
+
 def lay_out(file: h5py.File, spec: FrameSpec, run: RunContext) -> h5py.Group:
     """Write all that is known before the first frame.
 
@@ -101,8 +108,8 @@ def lay_out(file: h5py.File, spec: FrameSpec, run: RunContext) -> h5py.Group:
     file.attrs.update(
         NX_class="NXroot",
         default=ENTRY,
-        creator=f"{CREATOR} {version('lima2py')}",
-        creator_version=version("lima2py"),
+        creator=f"{CREATOR} {version()}",
+        creator_version=version(),
         file_name=safe_text(name),
         file_time=iso_time(run.started),
         HDF5_Version=h5py.version.hdf5_version,
@@ -115,7 +122,7 @@ def lay_out(file: h5py.File, spec: FrameSpec, run: RunContext) -> h5py.Group:
     entry["entry_identifier"] = run.run
     entry["start_time"] = iso_time(run.started)
     entry["program_name"] = "lima2py"
-    entry["program_name"].attrs["version"] = version("lima2py")
+    entry["program_name"].attrs["version"] = version()
     instrument = new_group(entry, "instrument", "NXinstrument")
     instrument.attrs["default"] = "/".join(default.split("/")[1:])
     detector = new_group(file, detector_at, "NXdetector")
@@ -165,7 +172,7 @@ def _describe_run(group: h5py.Group, spec: FrameSpec, run: RunContext) -> None:
     boxes = np.array(list(run.rois.values()), np.int64).reshape(-1, 4)
     rois.create_dataset("box", data=boxes).attrs["meaning"] = "x, y, width, height on the detector"
     versions = {
-        "lima2py": version("lima2py"),
+        "lima2py": version(),
         "python": platform.python_version(),
         "numpy": np.__version__,
         "h5py": h5py.version.version,

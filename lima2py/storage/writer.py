@@ -245,7 +245,7 @@ class NodeFile:
             self._records.setdefault(path, values[path].dtype)
         for path, (column, row) in self._curves.items():
             if block.data is not None:
-                values[path] = np.where(block.present, block.data[column][:, row], np.nan)
+                values[path] = np.where(block.present, block.pixels[column][:, row], np.nan)
         absences = [(block.index + offset, said) for offset, said in sorted(block.absences.items())]
         return _Note(block.count, values, absences)
 

@@ -53,6 +53,9 @@ class Pull(Source):
         addresses: where to listen.
         credits: the most blocks that will be in flight here.
         share_memory: whether to map the rings of acquisition nodes on this host.
+
+    Attributes:
+        exhausted: the acquisition nodes that have sent all their frames.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Pull(Source):
         self.refused = 0
         self.discarded = False
         self._senders = {sender.rank: sender for sender in senders}
+        self.exhausted: set[int] = set()
         self._ended: set[int] = set()
         self._stop = threading.Event()
         self._rings: dict[int, Buffer] = {}
@@ -145,6 +149,12 @@ class Pull(Source):
             message = wire.Done(self.run, self.rank, self.incarnation, done)
             self._answers[source].send(wire.encode(message))
 
+    def ask_stop(self, reason: str) -> None:
+        """Ask the acquisition nodes to acquire no more."""
+        message = wire.StopRequest(self.run, self.rank, self.incarnation, reason)
+        for socket in self._answers.values():
+            socket.send(wire.encode(message))
+
     def farewell(self, files: dict[str, list[str]], errors: list[str]) -> None:
         """Tell every acquisition node that this node has closed its files."""
         closed = wire.Closed(self.run, self.rank, self.incarnation, files, errors)
@@ -163,7 +173,7 @@ class Pull(Source):
     def _block(self, parts: list[zmq.Frame]) -> Block | None:
         try:
             message = wire.decode(parts[0].buffer)
-            if isinstance(message, (wire.Done, wire.Closed, wire.Account)):
+            if isinstance(message, (wire.Done, wire.StopRequest, wire.Closed, wire.Account)):
                 raise ProtocolError(f"a {type(message).__name__} message among frames")
             if message.run != self.run or message.source not in self._senders:
                 raise ProtocolError(f"a message of run {message.run}, node {message.source}")
@@ -172,6 +182,9 @@ class Pull(Source):
                 if message.discard:
                     self.discarded = True
                     self._stop.set()
+                return None
+            if isinstance(message, wire.Last):
+                self.exhausted.add(message.source)
                 return None
             if isinstance(message, wire.Start):
                 return None

@@ -1,7 +1,8 @@
 """Push: hand blocks to processing nodes, and keep each until it is safely done there.
 
 One PUSH socket for each receiving node. Who gets a block is a pure function of its group, the
-living nodes and the epoch, so several acquisition nodes agree without talking. Credits bound what
+living nodes and the epoch, so several acquisition nodes agree without talking; a group of which
+frames are in flight stays with its node as long as that lives. Credits bound what
 is in flight at a node: nothing is sent beyond them. When a node is lost the epoch rises and what
 it had not done is sent to the living; a *done* counts only from a block's present owner, so a
 zombie changes nothing. A block that brought down two nodes is given up as `poison`.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -97,7 +98,8 @@ class Push:
         source: rank of this acquisition node.
         receivers: the processing nodes.
         group: consecutive frames that go to one node.
-        tracks: 1 + the number of sinks of the plan.
+        spans: for every sink of the plan, how many frames one of its rows stands for.
+        on_stop: is called with the reason when a processing node asks for the end.
     """
 
     def __init__(
@@ -108,18 +110,21 @@ class Push:
         source: int,
         receivers: list[Receiver],
         group: int,
-        tracks: int,
+        spans: Sequence[int],
+        on_stop: Callable[[str], None],
     ):
         self._books = books
         self._run = run
         self._source = source
         self._group = group
-        self._tracks = tracks
+        self._spans = tuple(spans)
+        self._on_stop = on_stop
         self._receivers = {receiver.rank: receiver for receiver in receivers}
         self._living = sorted(self._receivers)
         self._epoch = 0
         self._in_flight: dict[int, _InFlight] = {}
         self._load = dict.fromkeys(self._receivers, 0)
+        self._held: dict[int, list[int]] = {}  # by group: its node, how many blocks it has of it
         self._heard = dict.fromkeys(self._receivers, time.monotonic())
         self._watched = time.monotonic()
         self._settled: list[Settled] = []
@@ -169,15 +174,23 @@ class Push:
         self._aborted = True
 
     def drain(self) -> Iterable[list[Settled]]:
-        """Say the end to every node, and give what settles until all have closed their files."""
-        self._say_end()
-        while self._in_flight or set(self._living) - set(self.closed):
-            if self._aborted and self._in_flight:
-                self._say_end()
-                for index in list(self._in_flight):
-                    self._give_up(index, Absence(Fate.ABORTED, "run"))
+        """Give what settles until nothing is in flight and every node has closed its files.
+
+        The end is said only when all is done: until then a node must be there for the frames of
+        another one that is lost.
+        """
+        self._say(wire.Last(self._run, self._source))
+        while self._in_flight and not self._aborted:
             self._receive(20)
             yield self.collect(idle=False)
+        for index in list(self._in_flight):
+            self._give_up(index, Absence(Fate.ABORTED, "run"))
+        self._ended = True
+        self._say(wire.End(self._run, self._source, self._aborted))
+        while set(self._living) - set(self.closed):
+            self._receive(20)
+            yield self.collect(idle=False)
+        yield self.collect(idle=False)
 
     def listen(self) -> None:
         """Wait a moment for whatever answer comes."""
@@ -191,7 +204,25 @@ class Push:
     # Everything below runs in the run's thread.
 
     def _owner(self, index: int) -> int:
-        return self._living[(index // self._group) % len(self._living)]
+        group = index // self._group
+        if group in self._held:
+            return self._held[group][0]
+        return self._living[group % len(self._living)]
+
+    def _hold(self, item: _InFlight, owner: int) -> None:
+        """From now on a node has a block, and with it the group."""
+        item.owner, item.epoch = owner, self._epoch
+        self._load[owner] += 1
+        self._held.setdefault(item.block.index // self._group, [owner, 0])[1] += 1
+
+    def _let_go(self, item: _InFlight) -> None:
+        """The node that has a block has it no more."""
+        group = item.block.index // self._group
+        self._load[item.owner] -= 1
+        self._held[group][1] -= 1
+        if not self._held[group][1]:
+            del self._held[group]
+        item.owner = -1
 
     def _place(self, item: _InFlight, wait: bool) -> bool:
         """Send it, or give it up; False when its owner has no credit and we may wait."""
@@ -204,17 +235,16 @@ class Push:
         owner = self._owner(item.block.index)
         if wait and self._load[owner] >= self._receivers[owner].credits:
             return False
-        item.owner, item.epoch = owner, self._epoch
         if self._load[owner] == 0:
             self._heard[owner] = time.monotonic()
-        self._load[owner] += 1
+        self._hold(item, owner)
         self._send(item)
         return True
 
     def _send(self, item: _InFlight) -> None:
         block = item.block
         receiver = self._receivers[item.owner]
-        data = block.data
+        data = None if block.data is None else block.pixels
         shared = receiver.shared and item.slot >= 0
         message = wire.BlockMessage(
             self._run,
@@ -251,12 +281,16 @@ class Push:
         if isinstance(message, wire.Account) and message.run == self._run:
             self.accounts[message.source] = message
             return
-        if not isinstance(message, (wire.Done, wire.Closed)) or message.run != self._run:
+        answers = (wire.Done, wire.StopRequest, wire.Closed)
+        if not isinstance(message, answers) or message.run != self._run:
             raise ProtocolError("a message that is no answer to this run")
         receiver = self._receivers.get(message.node)
         if receiver is None or receiver.incarnation != message.incarnation:
             raise ProtocolError("an answer of a process that has no part in this run")
         self._heard[message.node] = time.monotonic()
+        if isinstance(message, wire.StopRequest):
+            self._on_stop(message.reason)
+            return
         if isinstance(message, wire.Closed):
             self.closed[message.node] = message
             self.errors += message.errors
@@ -267,28 +301,28 @@ class Push:
             if (
                 item is None
                 or (item.owner, item.epoch) != (message.node, done.epoch)
-                or len(done.rows) != self._tracks - 1
+                or len(done.rows) != len(self._spans)
             ):
                 self.late += 1
                 continue
             del self._in_flight[done.index]
-            self._load[message.node] -= 1
+            self._let_go(item)
             self._settled.append(Settled(item.slot, message.node, done))
 
     def _give_up(self, index: int, why: Absence) -> None:
         item = self._in_flight.pop(index)
         if item.owner in self._load:
-            self._load[item.owner] -= 1
+            self._let_go(item)
         absences = {**dict.fromkeys(range(item.block.count), why), **item.block.absences}
         ranges = wire.pack_absences(absences)
-        done = wire.DoneBlock(
-            index,
-            item.block.count,
-            self._source,
-            item.epoch,
-            [-1] * (self._tracks - 1),
-            [(track, part) for track in range(self._tracks) for part in ranges],
-        )
+        lost = [(0, part) for part in ranges]
+        for track, span in enumerate(self._spans, 1):
+            if span == 1:
+                lost += [(track, part) for part in ranges]
+            elif rows := (index + item.block.count) // span - index // span:
+                lost.append((track, (0, rows, int(why.cause), why.who, why.detail)))
+        nobody = [-1] * len(self._spans)
+        done = wire.DoneBlock(index, item.block.count, self._source, item.epoch, nobody, lost)
         self._settled.append(Settled(item.slot, -1, done))
 
     def _watch(self) -> None:
@@ -312,20 +346,18 @@ class Push:
         text = f"node {self._receivers[rank].name} was lost: {reason}"
         self.errors.append(f"{text}; {len(orphans)} blocks it had were given to others"
                            if self._living else text)  # fmt: skip
-        self._load[rank] = 0
         for item in orphans:
-            item.owner = -1
+            self._let_go(item)
+        for item in orphans:
             item.deaths += rank not in self.closed  # one that left in order did not die of it
             if item.deaths >= _DEATHS and self._living:
                 self._give_up(item.block.index, Absence(Fate.POISON, "ledger", text))
             else:
                 self._place(item, wait=False)
 
-    def _say_end(self) -> None:
-        self._ended = True
-        end = wire.encode(wire.End(self._run, self._source, self._aborted))
+    def _say(self, message: wire.Message) -> None:
         for rank in self._living:
-            self._sockets[rank].send(end)
+            self._sockets[rank].send(wire.encode(message))
 
 
 def _bytes_of(data: Array) -> memoryview:

@@ -4,8 +4,8 @@ Every message is one header, `LIMA`, a version byte and msgpack; a block whose p
 shared memory has them as a second part. Nothing that arrives is trusted: a header that is not of
 this shape and version is a `ProtocolError`, and there is no pickle anywhere.
 
-    acquisition → processing    Start  Block*  End         (PUSH → PULL, one socket per receiver)
-    processing → acquisition    Done*  Closed              (PUSH → PULL)
+    acquisition → processing    Start  Block*  Last  Block*  End    (PUSH → PULL, one socket each)
+    processing → acquisition    Done*  StopRequest*  Closed    (PUSH → PULL)
     acquisition → acquisition   Account                    (to the first one, which keeps the books)
 """
 
@@ -47,6 +47,13 @@ class BlockMessage(msgspec.Struct, tag="block", frozen=True):
     slot: int
     absences: list[AbsentRange]
     columns: Columns
+
+
+class Last(msgspec.Struct, tag="last", frozen=True):
+    """Every frame has been sent; only those of a node that is lost now are sent once more."""
+
+    run: str
+    source: int
 
 
 class End(msgspec.Struct, tag="end", frozen=True):
@@ -93,6 +100,15 @@ class Closed(msgspec.Struct, tag="closed", frozen=True):
     errors: list[str]
 
 
+class StopRequest(msgspec.Struct, tag="stop", frozen=True):
+    """A task of a processing node asks for the end of the acquisition."""
+
+    run: str
+    node: int
+    incarnation: str
+    reason: str
+
+
 class Account(msgspec.Struct, tag="account", frozen=True):
     """The ledger of one acquisition node, as `Ledger.pack` made it."""
 
@@ -103,7 +119,7 @@ class Account(msgspec.Struct, tag="account", frozen=True):
     errors: list[str]
 
 
-Message = Start | BlockMessage | End | Done | Closed | Account
+Message = Start | BlockMessage | Last | End | Done | StopRequest | Closed | Account
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)

@@ -432,8 +432,17 @@ def test_check_prints_the_plan_and_makes_nothing(lima2py: Command) -> None:
     assert len({line.index("512 KiB") for line in lines[1:3]}) == 1
     assert re.fullmatch(r"ring: \d+ blocks of \d+ frames?, .* on each acquisition node", lines[9])
     assert lines[10] == f"raw writes {Path.cwd()}/out/scan1_raw_master.h5"
-    assert lines[-1] == "taps: live"
+    assert "taps: live" in lines
+    (speed,) = (n for n, line in enumerate(lines) if re.match(r"speed: about \S+ frames/s", line))
+    costs = [line.split()[0] for line in lines[speed + 1 : speed + 9]]
+    assert sorted(costs) == sorted([*list(table)[1:], "flush"])
     assert list(Path().iterdir()) == []
+
+
+def test_check_warns_when_the_asked_rate_cannot_be_held(lima2py: Command) -> None:
+    asked = ("check", "counters", "--expo-time", "1 us")
+    assert "warning: 1,000,000 frames/s are asked for, and 1 node on " in lima2py(*asked).out
+    assert "warning" not in lima2py("check", "counters", "--expo-time", "10").out
 
 
 def test_check_says_when_nothing_will_be_written(lima2py: Command) -> None:

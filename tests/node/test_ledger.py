@@ -43,7 +43,7 @@ def test_every_frame_has_one_fate_and_the_counts_add_up(
     given_: tuple[int, list[tuple[int, DoneBlock]]],
 ) -> None:
     nb_frames, blocks = given_
-    ledger = Ledger(["raw"], nb_frames)
+    ledger = Ledger({"raw": 1}, nb_frames)
     expected = np.full((2, nb_frames), Fate.NOT_ACQUIRED, np.uint8)
     rows = np.full(nb_frames, -1)
     for node, done in blocks:
@@ -70,7 +70,7 @@ def test_every_frame_has_one_fate_and_the_counts_add_up(
 
 @given(st.integers(1, 200), st.integers(2, 4), st.integers(1, 9))
 def test_the_accounts_of_several_nodes_make_one(nb_frames: int, size: int, group: int) -> None:
-    ledgers = [Ledger(["raw"], nb_frames) for _ in range(size)]
+    ledgers = [Ledger({"raw": 1}, nb_frames) for _ in range(size)]
     for index in range(nb_frames):
         owner = index // group % size
         absent: list[tuple[int, AbsentRange]] = [(1, (0, 1, int(Fate.NOT_SAVED), "raw", "full"))]
@@ -93,7 +93,7 @@ def test_the_accounts_of_several_nodes_make_one(nb_frames: int, size: int, group
 
 
 def test_an_endless_run_asks_for_what_was_acquired() -> None:
-    ledger = Ledger(["raw"], 0)
+    ledger = Ledger({"raw": 1}, 0)
     for index in range(0, 20_000, 100):
         ledger.acquired(index + 100)
         ledger.settle(DoneBlock(index, 100, 0, 0, [index], []), 0)
@@ -104,7 +104,7 @@ def test_an_endless_run_asks_for_what_was_acquired() -> None:
 
 
 def test_neighbours_with_one_reason_are_told_as_one_range() -> None:
-    ledger = Ledger([], 100)
+    ledger = Ledger({}, 100)
     ledger.settle(DoneBlock(0, 40, 0, 0, [], []), 0)
     ledger.close(REST)
     assert ledger.ranges() == [(40, 60, int(Fate.NOT_ACQUIRED), "run", "stopped")]
@@ -112,4 +112,4 @@ def test_neighbours_with_one_reason_are_told_as_one_range() -> None:
 
 def test_a_ledger_that_cannot_fit_is_refused_with_a_way_out() -> None:
     with pytest.raises(LimaError, match=r"for each of 1000000000000 frames: ask for fewer"):
-        Ledger(["raw"], 10**12)
+        Ledger({"raw": 1}, 10**12)

@@ -65,7 +65,8 @@ class Rig:
         sender = Sender(0, self.books.addresses[0], SHAPE, self.ring.buffer.handle)
         self.nodes = [Node(self.context, folder, rank, sender, shared) for rank in range(nodes)]
         receivers = [node.receiver for node in self.nodes]
-        self.push = Push(self.context, self.books, RUN, 0, receivers, group, 1)
+        self.asked: list[str] = []
+        self.push = Push(self.context, self.books, RUN, 0, receivers, group, (), self.asked.append)
         self.settled: dict[int, tuple[int, list[tuple[int, wire.AbsentRange]]]] = {}
         for node in self.nodes:
             node.thread.start()
@@ -245,3 +246,23 @@ def test_what_does_not_belong_to_the_run_is_counted_and_dropped(
         pull.close()
         books.close()
         context.term()
+
+
+def test_a_node_lost_after_the_last_frame_was_sent_leaves_its_blocks_to_the_others(
+    tmp_path: Path, rigs: list[Rig]
+) -> None:
+    rig = Rig(tmp_path, 2, True)
+    rigs.append(rig)
+    rig.nodes[0].mute = True
+    for index in range(0, 24, 4):
+        rig.send(index)
+    drained = iter(rig.push.drain())
+    while len(rig.settled) < 3:  # all that the other one has
+        rig.settle(next(drained))
+    rig.push.lose(0, "it was killed")
+    for found in drained:
+        rig.settle(found)
+    assert {index: node for index, (node, _) in rig.settled.items()} == dict.fromkeys(
+        range(0, 24, 4), 1
+    )
+    assert rig.ring.used == 0

@@ -19,6 +19,7 @@ absences = st.dictionaries(
 )
 messages = st.one_of(
     st.builds(wire.Start, st.text(), st.integers(0, 9)),
+    st.builds(wire.Last, st.text(), st.integers(0, 9)),
     st.builds(wire.End, st.text(), st.integers(0, 9), st.booleans()),
     st.builds(
         wire.Closed,

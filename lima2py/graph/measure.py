@@ -1,0 +1,101 @@
+"""How fast a plan runs on this machine: measured, not guessed, with real files and frames made up.
+
+In integer frames one pixel in ten has a photon, which is what most X-ray detectors see and
+what compresses well; others hold random numbers. Files are written to a folder that is deleted.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+
+from lima2py.frame import Array, Block, FrameSpec
+from lima2py.graph.definition import GraphDefinition
+from lima2py.graph.flow import Flow
+from lima2py.graph.plan import Plan
+from lima2py.task import RunContext
+
+SECONDS = 0.5
+"""How long is measured, about."""
+BLOCKS = 64
+_PHOTONS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What a plan costs.
+
+    Attributes:
+        frames: how many were measured.
+        seconds: for one frame, by the tasks of each pass, and `flush`, the files made safe.
+    """
+
+    frames: int
+    seconds: Mapping[str, float]
+
+    @property
+    def frames_per_second(self) -> float:
+        """What one node can do that has a core for itself."""
+        return 1 / max(sum(self.seconds.values()), 1e-9)
+
+
+def measure(definition: GraphDefinition, spec: FrameSpec, frames: int, folder: Path) -> Speed:
+    """Run made-up frames through a graph.
+
+    Args:
+        definition: of the graph.
+        spec: of its frames.
+        frames: in one block.
+        folder: where files will be written: that decides about the speed, too.
+
+    Raises:
+        StorageError: if a file cannot be written.
+        LimaError: if a task fails.
+    """
+    plan = Plan.make(definition, spec)
+    data = _made_up(spec, frames)
+    there = next(place for place in (folder, *folder.parents) if place.is_dir())
+    with tempfile.TemporaryDirectory(prefix=".lima2py-", dir=there) as scratch:
+        paths = {name: f"{scratch}/{name}" for name in plan.sinks}
+        flow = Flow(plan, RunContext("0" * 32, "check", paths=paths, frames_per_block=frames), 1)
+        try:
+            spent, flushed, count = _timed(flow, spec, data)
+        finally:
+            flow.finish()
+    names = [" + ".join(plan.steps[number].name for number in shared) for shared in plan.passes]
+    seconds = {name: time / count for name, time in zip(names, spent, strict=True)}
+    if plan.sinks:
+        seconds["flush"] = flushed / count
+    return Speed(count, seconds)
+
+
+def _timed(flow: Flow, spec: FrameSpec, data: Array) -> tuple[list[float], float, int]:
+    """Seconds by pass, seconds of flushing, and for how many frames."""
+    frames = len(data)
+    flow.process(Block(spec, 0, frames, data))  # the first is slow: memory is fetched
+    flow.collect(idle=True)
+    before, flushed, blocks = list(flow.spent), 0.0, 0
+    end = perf_counter() + SECONDS
+    while blocks < BLOCKS and perf_counter() < end:
+        blocks += 1
+        flow.process(Block(spec, blocks * frames, frames, data))
+        began = perf_counter()
+        flow.collect(idle=True)
+        flushed += perf_counter() - began
+    spent = [now - then for now, then in zip(flow.spent, before, strict=True)]
+    return spent, flushed, blocks * frames
+
+
+def _made_up(spec: FrameSpec, frames: int) -> Array:
+    rng = np.random.default_rng(0)
+    one = rng.random(spec.shape, np.float32)
+    image = one < _PHOTONS if spec.dtype.kind in "iub" else one
+    data = np.empty((frames, *spec.shape), spec.dtype)
+    for number in range(frames):
+        data[number] = np.roll(image, number * 7919).astype(spec.dtype)
+    return data

@@ -1,0 +1,76 @@
+"""What is known of a block that has passed the graph: why frames of it have no data.
+
+A product of several frames tells about all of them, and they may have come in several blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from lima2py.frame import Absence, Block, Fate
+from lima2py.transport.wire import DoneBlock, pack_absences
+
+
+class Passed(NamedTuple):
+    """A block that has passed and is not reported yet.
+
+    Attributes:
+        done: what will be reported of it, as far as the tracks of the sinks go.
+        found: why frames have no data, by offset, with the span of the product and the number of
+            the task that this was found at.
+    """
+
+    done: DoneBlock
+    found: list[tuple[int, int, Mapping[int, Absence]]]
+
+    def told(self) -> DoneBlock:
+        """With the track of the frames as a whole, where the worst of all that happened stands.
+
+        In which blocks frames came makes no difference: of equally bad things that of the frame
+        itself is told, then that of the product of the fewest frames, then that of the first task.
+        """
+        if self.found:
+            whole: dict[int, Absence] = {}
+            for *_, absences in sorted(self.found, key=lambda item: item[:2]):
+                keep_worst(whole, absences)
+            self.done.absences[:0] = [(0, part) for part in pack_absences(whole)]
+        return self.done
+
+
+def by_frame(found: Mapping[int, Absence], made: Block, done: DoneBlock) -> dict[int, Absence]:
+    """The absences of products by those frames of a block that they stand for."""
+    span = made.spec.span
+    absences: dict[int, Absence] = {}
+    for offset, said in found.items():
+        first = max((made.index + offset) * span - done.index, 0)
+        end = min((made.index + offset + 1) * span - done.index, done.count)
+        absences.update(dict.fromkeys(range(first, end), said))
+    return absences
+
+
+def keep_worst(whole: dict[int, Absence], found: Mapping[int, Absence]) -> None:
+    """Absent beats rejected; what was said first stands."""
+    for offset, said in found.items():
+        before = whole.get(offset)
+        if before is None or (before.cause is Fate.REJECTED and said.cause.is_absent):
+            whole[offset] = said
+
+
+def unsaved(block: DoneBlock, number: int, span: int, said: Absence) -> DoneBlock:
+    """The same block, when a sink could not make its rows safe.
+
+    Args:
+        block: with all its tracks.
+        number: of the sink, from 0.
+        span: how many frames each of its rows stands for.
+        said: what is to be said of the frames.
+    """
+    rows = list(block.rows)
+    rows[number] = -1
+    cause = (int(said.cause), said.who, said.detail)
+    products = (block.index + block.count) // span - block.index // span
+    absences = [(0, (0, block.count, *cause)), *block.absences]
+    if products:
+        absences.insert(1, (number + 1, (0, products, *cause)))
+    return DoneBlock(block.index, block.count, block.source, block.epoch, rows, absences)

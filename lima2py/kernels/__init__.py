@@ -1,0 +1,1 @@
+"""The compiled inner loops: functions of arrays, without the interpreter's lock."""

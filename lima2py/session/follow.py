@@ -1,0 +1,164 @@
+"""Follow a run: frames of taps as they come, small products in the order of the frames."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from heapq import heappop, heappush
+from typing import Any
+
+import numpy as np
+
+from lima2py.errors import BadParameter, NodeError, did_you_mean
+from lima2py.frame import Absence, Block, Fate, Frame, FrameSpec, dtype_of
+from lima2py.session.launch import Handle
+from lima2py.transport.products import product_of
+
+PAUSE = 0.005
+"""Seconds between two looks when nothing new was found."""
+
+Ranges = Sequence[tuple[int, int, str, str, str]]
+
+
+def tapped(nodes: Sequence[Handle], run: str, task: str, timeout: float | None) -> Iterator[Frame]:
+    """The frames that pass a tap from now on; nearly in the order of their index.
+
+    Raises:
+        TimeoutError: if none came for `timeout` seconds.
+    """
+    after = {handle.name: -1 for handle in nodes}
+    heard = time.monotonic()
+    while after:
+        found: list[Frame] = []
+        for handle, told in _ask("tap", nodes, run, task, after):
+            for kept in told["frames"]:
+                after[handle.name] = kept["serial"]
+                found.append(_frame(kept))
+            if told["ended"]:
+                del after[handle.name]
+        yield from sorted(found, key=lambda frame: frame.index)
+        if found:
+            heard = time.monotonic()
+        elif timeout is not None and time.monotonic() - heard > timeout:
+            raise TimeoutError(f'no frame passed the tap "{task}" for {timeout:g} s')
+        elif after:
+            time.sleep(PAUSE)
+
+
+def streamed(
+    nodes: Sequence[Handle],
+    run: str,
+    task: str,
+    timeout: float | None,
+    account: Callable[[], tuple[Ranges, int]],
+) -> Iterator[Block]:
+    """The small products of a task, in order and without gaps, as blocks.
+
+    A frame whose product was given away before it was read, or was never made, is absent.
+
+    Args:
+        nodes: those that run the graph.
+        run: id of the run.
+        task: its name.
+        timeout: seconds to wait for the next product.
+        account: gives what is known of absent frames, and how many were acquired, once the run is
+            over.
+
+    Raises:
+        TimeoutError: if none came in time.
+    """
+    after = {handle.name: -1 for handle in nodes}
+    waiting: list[tuple[int, int, Block]] = []
+    expected: int | None = None
+    missed = False
+    spec: FrameSpec | None = None
+    heard = time.monotonic()
+    while True:
+        for handle, told in _ask("stream", nodes, run, task, after):
+            spec = FrameSpec.from_plain(told["spec"])
+            for serial, packed in told["blocks"]:
+                if expected is None:
+                    expected = 0 if serial == 0 else packed["index"]
+                missed = missed or (after[handle.name] >= 0 and serial > after[handle.name] + 1)
+                after[handle.name] = serial
+                heappush(waiting, (packed["index"], id(packed), product_of(spec, packed)))
+                heard = time.monotonic()
+            if told["ended"]:
+                del after[handle.name]
+        while waiting and expected is not None:
+            index, _, block = waiting[0]
+            if block.end <= expected:  # a lost node's, made again by another one
+                heappop(waiting)
+            elif index <= expected:
+                heappop(waiting)
+                yield block.part(expected - index, block.count)
+                expected = block.end
+            elif missed or not after:
+                yield _missing(account()[0] if not after else (), expected, index, block.spec)
+                expected = index
+            else:
+                break
+        if not after:
+            ranges, end = account()
+            if spec is not None and (expected or 0) < end // spec.span:  # a lost node had the last
+                yield _missing(ranges, expected or 0, end // spec.span, spec)
+            return
+        if timeout is not None and time.monotonic() - heard > timeout:
+            raise TimeoutError(f'task "{task}" gave nothing for {timeout:g} s')
+        if not waiting or time.monotonic() - heard > PAUSE:
+            time.sleep(PAUSE)
+
+
+def frames_of(blocks: Iterator[Block], task: str, channel: str | None) -> Iterator[Frame]:
+    """The frames of blocks one by one; of a channel only this column.
+
+    Raises:
+        BadParameter: if there is no such channel.
+    """
+    for block in blocks:
+        names = block.spec.dtype.names or ()
+        if channel is not None and channel not in names:
+            raise BadParameter(
+                f'task "{task}": has no channel "{channel}"{did_you_mean(channel, names)}'
+            )
+        for frame in block.frames():
+            if channel is not None and frame.data is not None:
+                frame = replace(frame, data=frame.data[channel])
+            yield frame
+
+
+def _ask(
+    what: str, nodes: Sequence[Handle], run: str, task: str, after: dict[str, int]
+) -> Iterator[tuple[Handle, Mapping[str, Any]]]:
+    """What each node that has not ended has to say; a lost one is asked no more."""
+    for handle in nodes:
+        if handle.name in after:
+            try:
+                told = handle.look(what, run=run, task=task, after=after[handle.name])
+            except NodeError:
+                del after[handle.name]
+                continue
+            yield handle, told
+
+
+def _missing(ranges: Ranges, first: int, end: int, spec: FrameSpec) -> Block:
+    """Products that nobody has, and why."""
+    unknown = Absence(Fate.NO_RECORD, "session", "gave way before it was read, or a node was lost")
+    found = dict.fromkeys(range(end - first), unknown)
+    for begin, count, cause, who, detail in ranges:
+        said = Absence(Fate[cause.upper()], who, detail)
+        lines = range(begin // spec.span, (begin + count - 1) // spec.span + 1)
+        found.update({number - first: said for number in lines if first <= number < end})
+    return Block(spec, first, end - first, None, found)
+
+
+def _frame(kept: Mapping[str, Any]) -> Frame:
+    absence = kept["absence"]
+    if absence is not None:
+        cause, who, detail = absence
+        absence = Absence(Fate(cause), who, detail)
+    data = None
+    if kept["data"] is not None:
+        data = np.frombuffer(kept["data"], dtype_of(kept["dtype"])).reshape(kept["shape"])
+    return Frame(kept["index"], data, absence, kept["timestamp"])

@@ -1,0 +1,178 @@
+"""Frames that are accumulated: what is made of them, and when they count as done."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import PrivateAttr
+
+from lima2py.errors import BadGraph, StorageError
+from lima2py.frame import Absence, Array, Block, Fate, FrameSpec
+from lima2py.graph.definition import TaskDefinition, parse_graph
+from lima2py.graph.flow import Flow
+from lima2py.graph.plan import Plan
+from lima2py.node.ledger import Ledger
+from lima2py.task import RunContext, Sink, Task
+from lima2py.tasks.accumulate import Accumulate
+from lima2py.transport.wire import DoneBlock
+
+SPEC = FrameSpec.dense(3, 5, "uint16")
+
+
+class Keep(Sink):
+    """A sink in memory that says how often it was flushed; fails on request."""
+
+    file: str = "x"
+    fail_flush: bool = False
+
+    _frames: dict[int, Array] = PrivateAttr(default_factory=dict)
+    _rows: int = 0
+
+    def prepare(self, spec: FrameSpec) -> FrameSpec:
+        return spec
+
+    @property
+    def files(self) -> list[str]:
+        return ["memory"]
+
+    def write(self, block: Block) -> int:
+        for frame in block.frames():
+            if frame.data is not None:
+                self._frames[frame.index] = frame.data.copy()
+        self._rows += block.count
+        return self._rows - block.count
+
+    def flush(self) -> None:
+        if self.fail_flush:
+            raise StorageError("disk: gone")
+
+
+def plan_of(tasks: dict[str, tuple[str, Task]]) -> Plan:
+    definition = parse_graph("tasks: {t: {do: tap, from: detector}}")
+    entries = {
+        name: TaskDefinition(name, "test", (source,), task)
+        for name, (source, task) in tasks.items()
+    }
+    made = Plan.make(type(definition)("g", "", entries, "", "g.yaml", definition.base), SPEC)
+    return made
+
+
+def accumulating(n: int, **options: object) -> dict[str, tuple[str, Task]]:
+    task = Accumulate.load({"frames": n, **options}, "sum")
+    return {
+        "sum": ("detector", task),
+        "sums": ("sum", Keep()),
+        "raw": ("detector", Keep()),
+    }
+
+
+def blocks(sizes: Sequence[int], missing: Sequence[int] = ()) -> list[Block]:
+    """Blocks of these sizes; frame i is full of i + 1."""
+    made, first = [], 0
+    gap = Absence(Fate.DETECTOR_GAP, "detector")
+    for size in sizes:
+        values = np.arange(first + 1, first + size + 1, dtype=np.uint16)
+        data = np.broadcast_to(values[:, None, None, None], (size, *SPEC.shape)).copy()
+        gone = {frame - first: gap for frame in missing if first <= frame < first + size}
+        made.append(Block(SPEC, first, size, data if len(gone) < size else None, gone))
+        first += size
+    return made
+
+
+def settled(plan: Plan, given: Sequence[Block], nb_frames: int) -> Ledger:
+    run = RunContext("0" * 32, "g", nb_frames=nb_frames)
+    flow = Flow(plan, run, 100)
+    ledger = Ledger(plan.sink_spans, nb_frames)
+    ledger.acquired(nb_frames)
+    done: list[DoneBlock] = []
+    for block in given:
+        flow.process(block)
+        done += flow.collect(idle=True)
+    for settled in [*done, *flow.finish()]:
+        ledger.settle(settled, 0)
+    return ledger
+
+
+@given(
+    st.integers(1, 5),
+    st.lists(st.integers(1, 4), min_size=1, max_size=8),
+    st.sets(st.integers(0, 31), max_size=3),
+)
+def test_the_ledger_has_a_line_for_every_product_and_every_frame(
+    n: int, sizes: list[int], missing: set[int]
+) -> None:
+    total = sum(sizes)
+    missing = {frame for frame in missing if frame < total}
+    plan = plan_of(accumulating(n))
+    ledger = settled(plan, blocks(sizes, sorted(missing)), total)
+    sums, raw = ledger.table("sums"), ledger.table("raw")
+    spoiled = {frame // n for frame in missing}
+    assert plan.group == n
+    assert sums.fate.tolist() == [
+        Fate.DETECTOR_GAP if g in spoiled else Fate.SAVED for g in range(total // n)
+    ]
+    assert sums.row.tolist() == list(range(total // n))
+    assert raw.fate.tolist() == [
+        Fate.DETECTOR_GAP if frame in missing else Fate.SAVED for frame in range(total)
+    ]
+    keep = plan.sinks["sums"]
+    assert isinstance(keep, Keep)
+    for g, data in keep._frames.items():
+        assert (data == sum(range(g * n + 1, (g + 1) * n + 1))).all()
+    assert set(keep._frames) == set(range(total // n)) - spoiled
+
+
+def test_a_frame_counts_as_done_only_when_its_group_is_complete() -> None:
+    flow = Flow(plan_of(accumulating(6)), RunContext("0" * 32, "g", nb_frames=15), 100)
+    told = []
+    for block in blocks([2, 2, 2, 3, 3, 2, 1]):
+        flow.process(block)
+        told.append([done.index for done in flow.collect(idle=True)])
+    flow.finish()
+    assert told == [[], [], [0, 2, 4], [], [6, 9], [], [12, 14]]
+
+
+def test_blocks_of_other_groups_do_not_wait_for_one_that_is_not_complete() -> None:
+    """With several acquisition nodes the groups come mixed."""
+    flow = Flow(plan_of(accumulating(4)), RunContext("0" * 32, "g", nb_frames=8), 100)
+    first, second, third, fourth = blocks([2, 2, 2, 2])
+    told = []
+    for block in (first, third, fourth, second):
+        flow.process(block)
+        told.append([done.index for done in flow.collect(idle=True)])
+    flow.finish()
+    assert told == [[], [], [4, 6], [0, 2]]
+
+
+def test_a_group_larger_than_what_may_wait_does_not_block_the_ring() -> None:
+    flow = Flow(plan_of(accumulating(100)), RunContext("0" * 32, "g", nb_frames=100), 2)
+    waiting = 0
+    for block in blocks([1] * 100):
+        flow.process(block)
+        waiting += 1 - len(flow.collect(idle=True))
+        assert waiting <= 3
+    flow.finish()
+
+
+def test_a_flush_that_fails_loses_products_and_frames_alike() -> None:
+    tasks = accumulating(2)
+    tasks["sums"] = ("sum", Keep(fail_flush=True))
+    ledger = settled(plan_of(tasks), blocks([3, 3]), 6)
+    assert ledger.table("sums").fate.tolist() == [Fate.NOT_SAVED] * 3
+    assert ledger.table("raw").fate.tolist() == [Fate.SAVED] * 6
+    assert ledger.counts() == {"not_saved": 6}
+
+
+def test_inputs_that_stand_for_different_numbers_of_frames_are_refused() -> None:
+    graph = parse_graph("""
+        tasks:
+          sum: {do: accumulate, from: detector, frames: 4}
+          few: {do: roi_counters, from: detector, rois: {all: [0, 0, 5, 3]}}
+          bad: {do: reject, from: [sum, few], channel: sum, below: 1}
+    """)
+    with pytest.raises(BadGraph, match=r'task "bad", from: .*\(sum: 4, few: 1\)'):
+        Plan.make(graph, SPEC)
