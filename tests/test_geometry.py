@@ -1,4 +1,4 @@
-"""Where pixels lie: random chains of crop, bin, flip and rotate against plain numpy."""
+"""Where pixels lie: random chains of crop, bin, flip, rotate, transpose against plain numpy."""
 
 from __future__ import annotations
 
@@ -104,6 +104,8 @@ def test_flips_and_turns_come_round(height: int, width: int) -> None:
     assert quarter @ Affine.rotate(90, turned) == Affine.rotate(180, here)
     assert quarter @ Affine.rotate(270, turned) == Affine()
     assert Affine.flip("x", here) @ Affine.flip("y", here) == Affine.rotate(180, here)
+    assert Affine.transpose() @ Affine.transpose() == Affine()
+    assert Affine.transpose() @ Affine.flip("x", turned) == Affine.rotate(90, here)
 
 
 def test_a_quarter_turn_is_clockwise() -> None:
@@ -134,7 +136,7 @@ def test_a_box_is_inside_another_if_all_its_pixels_are(inner: Roi, outer: Roi) -
     assert inner.inside(outer) == image[inner.slices].all()
 
 
-@given(chains(kinds=("flip", "rotate")), st.data())
+@given(chains(kinds=("flip", "rotate", "transpose")), st.data())
 def test_turning_and_mirroring_never_leave_the_pixels(chain: Chain, data: st.DataObject) -> None:
     box = data.draw(boxes(Roi(0, 0, chain.detector[1], chain.detector[0])))
     assert chain.to_detector.local(box).inside(chain.box)

@@ -1,187 +1,229 @@
-"""Correct frames pixel by pixel: the mask.
+"""Correct frames pixel by pixel: mask, dark, flat field, linear, threshold, cosmic rays.
 
-A mask is an image of the whole detector, in detector pixels, whatever was cropped, binned or
-turned on the way here: a pixel is masked if any of the detector pixels under it is.
+All of them work on every band, and share one pass over memory with their neighbours. How numbers
+become pixels is told in `lima2py.tasks.pixels`, how images lie under them in
+`lima2py.tasks.images`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import h5py
-import hdf5plugin  # noqa: F401  (masks of Dectris detectors are compressed)
 import numpy as np
-from numpy.typing import NDArray
-from pydantic import BeforeValidator, PrivateAttr
+from pydantic import Field
 
 from lima2py.errors import BadParameter
-from lima2py.frame import Array, Block, FrameSpec
-from lima2py.geometry import Affine, Roi
-from lima2py.task import InputFile, Task
+from lima2py.frame import Array, FrameSpec
+from lima2py.onepass import Operation, Pixelwise
+from lima2py.task import InputFile
+from lima2py.tasks.images import lay_under, read_images, read_mask
+from lima2py.tasks.pixels import (
+    Arithmetic,
+    ImageOrNumber,
+    Number,
+    PixelValue,
+    ResultType,
+    as_pixel,
+    highest_up_to,
+    lowest_from,
+)
 
 
-def _number(value: object) -> object:
-    if type(value) is int or (isinstance(value, float) and math.isfinite(value)):
-        return value
-    raise ValueError("should be a number")
+class Mask(Pixelwise):
+    """Give the pixels of a mask a fixed value.
 
-
-class Mask(Task):
-    """Give the pixels of a mask a fixed value, in all bands."""
+    The type of the pixels stays as it is. A pixel is masked if any of the detector pixels under it
+    is, whatever was cropped, binned or turned before.
+    """
 
     file: InputFile
     """The mask: `.npy`, HDF5 (`path` or `path::/dataset`) or any image that fabio opens. It has
-    the shape of the whole detector; where it is not 0 the pixel is masked, as in NeXus."""
-    value: Annotated[int | float, BeforeValidator(_number)] = 0
-    """What masked pixels are set to; the type of the pixels must be able to hold it."""
+    the shape of the whole detector; where it is not 0 the pixel is masked, as in NeXus. One for all
+    bands, or `(bands, height, width)`."""
+    value: PixelValue = 0
+    """What masked pixels are set to; the type of the pixels must be able to hold it. `fill` is what
+    files show for "no value": the largest number of integers, NaN of floats."""
 
-    _where: NDArray[np.intp] = PrivateAttr()
-    """The masked pixels, as positions in the flattened image."""
-    _filler: np.generic = PrivateAttr()
+    def operation(self, spec: FrameSpec) -> Operation:
+        """Read the mask and find the pixels that lie under it."""
+        value = as_pixel(self.value, spec.dtype, "value")
+        masked = read_mask(self.file, spec, "file")
+        return Operation("value if masked else v", spec.dtype, {"masked": masked}, {"value": value})
 
-    def prepare(self, spec: FrameSpec) -> FrameSpec:
-        """Read the mask and find the pixels that lie under it; the frames look as before."""
-        if spec.kind != "dense" or spec.to_detector is None:
-            raise BadParameter(f"file: a {spec.kind} product has no pixels on the detector to mask")
-        self._filler = _as_pixel(self.value, spec.dtype)
-        with _opened(self.file) as image:
-            self._check(image, spec, spec.to_detector)
-            masked = np.asarray(image[()]) != 0
-        self._where = np.flatnonzero(_any_under(masked, spec.to_detector, spec.image))
-        self._spec = spec
-        return spec
 
-    def process(self, block: Block) -> Block:
-        """A copy with the masked pixels set."""
-        data = block.pixels.copy()
-        # One image at a time: by far the quickest of what numpy offers, however much is masked.
-        for image in data.reshape(-1, self._spec.height * self._spec.width):
-            image[self._where] = self._filler
-        return block.carry(self._spec, data)
+class Dark(Pixelwise):
+    """Subtract a dark image (background): `pixel - scale × dark`.
 
-    def _check(self, image: Any, spec: FrameSpec, to_detector: Affine) -> None:
-        """Refuse an image that cannot be the mask of this detector."""
-        shape = " × ".join(map(str, image.shape))
-        if len(image.shape) != 2 or image.dtype.kind not in "biuf":
+    Pixels of up to 16 bits and float32 give float32, wider ones float64. NaN in the dark image
+    gives NaN. Negative results are kept, unless `dtype` cannot hold them.
+    """
+
+    image: ImageOrNumber
+    """The dark image: a file as for a mask, or one number for all pixels. It cannot be laid under
+    binned pixels: subtract it before the bin."""
+    scale: Number = 1
+    """What the dark image is multiplied with first: the ratio of the exposures, if they differ."""
+    dtype: ResultType | None = None
+    """The type of the result, if another is wanted. Integers are rounded, and clipped to what the
+    type holds: `uint16` makes negative results 0; NaN becomes the largest number."""
+
+    def operation(self, spec: FrameSpec) -> Operation:
+        """Read the dark image and find its pixels."""
+        dark = _image_or_number(self.image, spec, "image")
+        with np.errstate(over="ignore"):  # infinity speaks for itself
+            scaled = np.multiply(dark, float(self.scale), dtype=np.float64)
+        return Arithmetic.of(spec.dtype, self.dtype).operation("real(v) - dark", {"dark": scaled})
+
+
+class Flat(Pixelwise):
+    """Divide by a flat field image: `pixel × mean / flat`.
+
+    Pixels whose flat is not above 0, or not finite, cannot be corrected and become `value`.
+    `mean / flat` is computed once, in float64. Pixels of up to 16 bits and float32 give float32,
+    wider ones float64. NaN stays NaN.
+    """
+
+    file: InputFile
+    """The flat field: a file as for a mask, dark already subtracted. It cannot be laid under binned
+    pixels: divide before the bin."""
+    normalise: bool = True
+    """Whether `mean` is the mean of the flat field over all its usable pixels (of the whole
+    detector, for each band by itself), so that the mean level of frames stays; else it is 1."""
+    value: PixelValue = "fill"
+    """What pixels without a usable flat are set to. `fill` is what files show for "no value": NaN
+    of floats, the largest number of integers."""
+    dtype: ResultType | None = None
+    """The type of the result, if another is wanted. Integers are rounded, and clipped to what the
+    type holds; NaN becomes the largest number."""
+
+    def operation(self, spec: FrameSpec) -> Operation:
+        """Read the flat field, turn it into factors and find their pixels."""
+        types = Arithmetic.of(spec.dtype, self.dtype)
+        value = as_pixel(self.value, types.result, "value")
+        flat = read_images(self.file, spec, "file").astype(np.float64)
+        usable = np.isfinite(flat) & (flat > 0)
+        if not usable.any(axis=(-2, -1)).all():
             raise BadParameter(
-                f"file: {self.file} holds {shape or 'one'} of {image.dtype}; a mask is one image of"
-                " numbers, height × width"
+                f"file: {self.file} has no pixel above 0, or a band without one: it is no flat"
+                " field"
             )
-        if spec.detector_shape is not None and image.shape != spec.detector_shape:
-            height, width = spec.detector_shape
-            raise BadParameter(
-                f"file: {self.file} is {shape} and the detector {height} × {width} pixels"
-                " (height × width); a mask has the shape of the whole detector, also where"
-                " frames are cropped, binned or turned before it"
-            )
-        height, width = image.shape
-        seen = to_detector.covered(spec.box)
-        if not seen.inside(Roi(0, 0, width, height)):
-            raise BadParameter(
-                f"file: {self.file} is {shape} (height × width) and does not cover the detector"
-                f" pixels seen here, {seen} ([x, y, width, height])"
-            )
-
-
-def _as_pixel(value: float, dtype: np.dtype[Any]) -> np.generic:
-    """A value as one pixel."""
-    if dtype.kind in "iu":
-        low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
-        if value != int(value) or not low <= value <= high:
-            raise BadParameter(
-                f"value: {value} does not fit pixels of {dtype}, which hold whole numbers from"
-                f" {low} to {high}"
-            )
-        value = int(value)
-    elif dtype.kind != "f":
-        raise BadParameter(f"value: pixels of {dtype} cannot be masked, only numbers can")
-    elif abs(value) > float(np.finfo(dtype).max):
-        raise BadParameter(
-            f"value: {value} does not fit pixels of {dtype}, which go up to {np.finfo(dtype).max:g}"
+        mean: Array | float = 1.0
+        if self.normalise:
+            mean = flat.mean(axis=(-2, -1), keepdims=True, where=usable)
+        factor = np.full_like(flat, np.nan)
+        with np.errstate(over="ignore"):  # infinity speaks for itself
+            np.divide(mean, flat, out=factor, where=usable)
+        return types.operation(
+            "real(v) * factor if factor == factor else value",
+            {"factor": lay_under(factor, spec, "file"), "value": float(value)},
         )
-    pixel: np.generic = dtype.type(value)
-    return pixel
 
 
-def _any_under(
-    masked: NDArray[np.bool_], to_detector: Affine, shape: tuple[int, int]
-) -> NDArray[np.bool_]:
-    """Which pixels of an image of this shape have a masked detector pixel under them."""
-    # How many are masked above and left of every detector pixel's corner. The differences between
-    # the corners of a pixel here are how many are masked under it; they are exact even if the
-    # count wraps around.
-    before = np.zeros((masked.shape[0] + 1, masked.shape[1] + 1), np.uint32)
-    before[1:, 1:] = masked
-    before.cumsum(axis=0, out=before).cumsum(axis=1, out=before)
-    rows, columns = (np.arange(length + 1) for length in shape)
-    m = to_detector
-    if m.b == m.d == 0:
-        x, y = m.a * columns + m.c, m.e * rows + m.f
-        corners = before[np.ix_(y.astype(np.intp), x.astype(np.intp))]
-    else:
-        x, y = m.b * rows + m.c, m.d * columns + m.f
-        corners = before[np.ix_(y.astype(np.intp), x.astype(np.intp))].T
-    under: NDArray[np.bool_] = np.diff(np.diff(corners, axis=0), axis=1) != 0
-    return under
+class Linear(Pixelwise):
+    """Convert pixels: `pixel × slope + offset`, for units or the gain of a CCD.
+
+    Pixels of up to 16 bits and float32 give float32, wider ones float64. NaN in a pixel or in an
+    image gives NaN.
+    """
+
+    slope: ImageOrNumber = 1.0
+    """An image (a file as for a mask) or one number for all pixels. Images cannot be laid under
+    binned pixels: convert before the bin."""
+    offset: ImageOrNumber = 0.0
+    """An image or one number, as for `slope`."""
+    dtype: ResultType | None = None
+    """The type of the result, if another is wanted. Integers are rounded, and clipped to what the
+    type holds; NaN becomes the largest number."""
+
+    def operation(self, spec: FrameSpec) -> Operation:
+        """Read the images and find their pixels."""
+        numbers = {
+            "slope": _image_or_number(self.slope, spec, "slope"),
+            "offset": _image_or_number(self.offset, spec, "offset"),
+        }
+        return Arithmetic.of(spec.dtype, self.dtype).operation("real(v) * slope + offset", numbers)
 
 
-@contextmanager
-def _opened(file: str) -> Iterator[Any]:
-    """The image in a file: `shape` and `dtype`, and by `[()]` the pixels."""
-    path, _, dataset = file.partition("::")
-    try:
-        Path(path).open("rb").close()
-        if h5py.is_hdf5(path):
-            with h5py.File(path, "r") as opened:
-                yield _image_in(opened, dataset)
-        elif path.endswith(".npy"):
-            yield np.load(path, mmap_mode="r", allow_pickle=False)
-        else:
-            yield _by_fabio(path)
-    except (OSError, ValueError) as error:
-        why = (isinstance(error, OSError) and error.strerror) or error
+class Threshold(Pixelwise):
+    """Keep the pixels in a range and give all others a fixed value.
+
+    The type of the pixels stays as it is. Limits are compared exactly, also where the type of the
+    pixels cannot hold them. NaN is never in the range.
+    """
+
+    low: Number | None = None
+    """Pixels below it are out of the range; without it there is no lower limit."""
+    high: Number | None = None
+    """Pixels above it are out of the range; without it there is no upper limit."""
+    value: PixelValue = 0
+    """What pixels out of the range are set to; the type of the pixels must be able to hold it.
+    `fill` is what files show for "no value": the largest number of integers, NaN of floats."""
+    binary: bool = False
+    """Give 1 (uint8) for pixels in the range and 0 for others instead."""
+
+    def operation(self, spec: FrameSpec) -> Operation:
+        """Find the first and the last pixel value in the range."""
+        if self.low is None and self.high is None:
+            raise BadParameter("low: without low and high every pixel is in the range; give one")
+        if self.binary and self.value != 0:
+            raise BadParameter("value: binary gives 1 and 0; leave out one of both")
+        smallest = as_pixel(0 if self.binary else self.value, spec.dtype, "value")
+        values = {"value": smallest}
+        conditions = []
+        if self.low is not None:
+            values["low"] = lowest_from(self.low, spec.dtype)
+            conditions.append("v >= low")
+            if values["low"].item() < self.low:
+                self._refuse_empty(spec)
+        if self.high is not None:
+            values["high"] = highest_up_to(self.high, spec.dtype)
+            conditions.append("v <= high")
+            if values["high"].item() > self.high:
+                self._refuse_empty(spec)
+        if len(conditions) == 2 and values["low"].item() > values["high"].item():
+            self._refuse_empty(spec)
+        kept = " and ".join(conditions)
+        if self.binary:
+            del values["value"]
+            return Operation(f"uint8({kept})", np.dtype(np.uint8), {}, values)
+        return Operation(f"v if {kept} else value", spec.dtype, {}, values)
+
+    def _refuse_empty(self, spec: FrameSpec) -> None:
+        limits = [
+            f"{name} {limit}"
+            for name, limit in (("from", self.low), ("to", self.high))
+            if limit is not None
+        ]
         raise BadParameter(
-            f"file: {file} cannot be read: {why}; a mask is .npy, HDF5 or an image that fabio opens"
-        ) from error
+            f"{'low' if self.low is not None else 'high'}: no pixel of {spec.dtype} lies"
+            f" {' '.join(limits)}"
+        )
 
 
-def _image_in(opened: h5py.File, dataset: str) -> h5py.Dataset:
-    """The dataset of this name; without a name the only image there is."""
-    images: list[str] = []
+class Cosmic(Pixelwise):
+    """Give pixels above a count a fixed value: the cosmic ray filter for single-photon frames.
 
-    def note(name: str, item: object) -> None:
-        if isinstance(item, h5py.Dataset) and item.ndim == 2:
-            images.append(f"/{name}")
+    Where a pixel counts some photons at most, a cosmic ray shows as a far larger number. The type
+    of the pixels stays as it is, and so does NaN.
+    """
 
-    if isinstance(found := dataset and opened.get(dataset), h5py.Dataset):
-        return found
-    opened.visititems(note)
-    if not dataset and len(images) == 1:
-        return opened[images[0]]
-    problem = f"there is no dataset {dataset}" if dataset else "which dataset is the mask?"
-    advice = f"write file: {opened.filename}::DATASET with one of {', '.join(images)}"
-    raise ValueError(f"{problem}; {advice if images else 'it holds no image at all'}")
+    max_count: Annotated[Number, Field(ge=0)]
+    """The largest count that photons can give; pixels above it are set to `value`."""
+    value: PixelValue = 0
+    """What they are set to; the type of the pixels must be able to hold it. `fill` is what files
+    show for "no value": the largest number of integers, NaN of floats."""
+
+    def operation(self, spec: FrameSpec) -> Operation:
+        """Find the last pixel value that stays."""
+        values = {
+            "value": as_pixel(self.value, spec.dtype, "value"),
+            "most": highest_up_to(self.max_count, spec.dtype),
+        }
+        return Operation("value if v > most else v", spec.dtype, {}, values)
 
 
-def _by_fabio(path: str) -> Array:
-    try:
-        import fabio
-    except ImportError:
-        raise BadParameter(
-            f'file: reading {path} needs fabio: pip install "lima2py[replay]", or save the mask'
-            " as .npy or HDF5"
-        ) from None
-    try:
-        with fabio.open(path) as image:
-            if image.nframes != 1:
-                raise ValueError(f"it holds {image.nframes} images; a mask is one")
-            data: Array = image.data
-            return data
-    except (OSError, ValueError):
-        raise
-    except Exception as error:  # fabio's readers raise whatever a damaged file makes them
-        raise ValueError(f"{type(error).__name__}: {error}") from error
+def _image_or_number(given: str | float, spec: FrameSpec, field_name: str) -> Array | float:
+    """What stands in a field: the image under the pixels of a product, or the number."""
+    if isinstance(given, str):
+        return lay_under(read_images(given, spec, field_name), spec, field_name)
+    return float(given)

@@ -60,7 +60,10 @@ def _copy(frame: Frame) -> Frame:
 class Tap(Task):
     """Keep copies of some recent frames and hand every block on as it is.
 
-    `recent` and `latest` may be called from any thread, during the run and after it.
+    It can stand behind any task: images, vectors, tables, the rows of sparse frames, and the
+    products of an accumulation, which are counted by their own numbers.
+
+    `recent`, `latest` and `change` may be called from any thread, during the run and after it.
     """
 
     every: Annotated[int | str, BeforeValidator(_frames_or_time)] = 1
@@ -71,6 +74,9 @@ class Tap(Task):
 
     takes_absent = True
 
+    _every: int | str = 1
+    _history: int = 1
+    _nodes: int = 1
     _pause: float = 0.0
     _due: float = 0.0
     _kept: deque[TapFrame] = PrivateAttr(default_factory=deque)
@@ -83,15 +89,23 @@ class Tap(Task):
         return spec
 
     def start(self, run: RunContext) -> None:
-        """Share a time out among the nodes."""
-        if isinstance(self.every, str):
-            self._pause = _interval(self.every) * run.nodes
-        self._kept = deque(maxlen=self.history)
+        """A time is shared out among the nodes."""
+        self._nodes = run.nodes
+        self.change(self)
+
+    def change(self, like: Tap) -> None:
+        """Go on with the parameters of another tap; what was kept stays, as far as it fits."""
+        with self._lock:
+            self._every, self._history = like.every, like.history
+            self._pause = _interval(like.every) * self._nodes if isinstance(like.every, str) else 0
+            self._due = 0.0
+            self._kept = deque(self._kept, maxlen=like.history)
 
     def process(self, block: Block) -> Block:
         """Copy the chosen frames."""
-        offsets = self._choose(block)
-        newest = offsets[-self.history :]  # the others would be gone before anybody saw them
+        with self._lock:
+            offsets, history = self._choose(block), self._history
+        newest = offsets[-history:]  # the others would be gone before anybody saw them
         copies = [_copy(block.frame(offset)) for offset in newest]
         with self._lock:
             first = self._serial + len(offsets) - len(newest)
@@ -101,10 +115,10 @@ class Tap(Task):
 
     def _choose(self, block: Block) -> Sequence[int]:
         """The offsets of the frames to keep."""
-        if isinstance(self.every, int):
-            return range(-block.index % self.every, block.count, self.every)
+        if isinstance(self._every, int):
+            return range(-block.index % self._every, block.count, self._every)
         now = monotonic()
-        if now < self._due:
+        if now < self._due or not block.count:
             return ()
         self._due += self._pause
         if self._due <= now:  # the first frame, or the first one after a long silence

@@ -1,6 +1,6 @@
-"""Random frames, blocks and chains of reshaping for tests with hypothesis.
+"""Random frames, blocks, chains of reshaping and whole graphs for tests with hypothesis.
 
-A `Chain` is what a person might put into a graph (crop, bin, flip, rotate in any order), each step
+A `Chain` is what a person might put into a graph (crop, bin, flip, rotate, transpose), each step
 with the matching operation on arrays, written as plainly as numpy allows: the reference that
 tasks and geometry are compared with.
 """
@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import DTypeLike
 
+from lima2py.errors import BadParameter
 from lima2py.frame import Absence, Array, Block, Fate, FrameSpec
 from lima2py.geometry import Affine, Roi
+from lima2py.graph.definition import task_class
 
 PIXEL_TYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "f4", "f8")
 
@@ -112,7 +114,7 @@ def chains(
     draw: st.DrawFn,
     detector: tuple[int, int] | None = None,
     max_steps: int = 5,
-    kinds: tuple[str, ...] = ("crop", "bin", "flip", "rotate"),
+    kinds: tuple[str, ...] = ("crop", "bin", "flip", "rotate", "transpose"),
 ) -> Chain:
     """Chains of changes of shape; bins always divide."""
     detector = detector or draw(images())
@@ -174,7 +176,12 @@ def _rotate(draw: st.DrawFn, image: tuple[int, int], _: Affine) -> tuple[Step, t
     return step, image if angle == 180 else (image[1], image[0])
 
 
-_STEPS = {"crop": _crop, "bin": _bin, "flip": _flip, "rotate": _rotate}
+def _transpose(_: st.DrawFn, image: tuple[int, int], __: Affine) -> tuple[Step, tuple[int, int]]:
+    step = Step("transpose", {}, Affine.transpose(), lambda array: np.swapaxes(array, -1, -2))
+    return step, (image[1], image[0])
+
+
+_STEPS = {"crop": _crop, "bin": _bin, "flip": _flip, "rotate": _rotate, "transpose": _transpose}
 
 
 @st.composite
@@ -212,3 +219,172 @@ def _pixels(dtype: np.dtype[Any]) -> st.SearchStrategy[Any]:
     if dtype.kind == "f":
         return st.floats(-1e6, 1e6, width=32)
     return hnp.from_dtype(dtype)
+
+
+Entry = dict[str, Any]
+"""A task as a person writes it: `do`, `from` and its parameters."""
+
+
+@st.composite
+def graphs(
+    draw: st.DrawFn, spec: FrameSpec, files: Mapping[str, str], max_tasks: int = 8
+) -> dict[str, Entry]:
+    """Graphs of the tasks that come with lima2py: chains, branches and branches that meet again.
+
+    Some of the products are saved, at least one of them.
+
+    Args:
+        draw: given by hypothesis.
+        spec: of the frames that come in.
+        files: paths of images of the detector for `mask`, `dark` and `flat`.
+        max_tasks: the most tasks besides sinks.
+
+    Returns:
+        Tasks by name, in an order in which every input comes before it is used.
+    """
+    entries: dict[str, Entry] = {}
+    products = {"detector": spec}
+    for number in range(draw(st.integers(1, max_tasks))):
+        entry = draw(st.sampled_from(_DRAWN))(draw, products, files)
+        promised = _promised(entry, products)
+        if promised is not None:
+            name = f"{entry['do']}_{number}"
+            entries[name], products[name] = entry, promised
+    dense = [name for name, product in products.items() if product.kind != "sparse"]
+    for name in draw(st.lists(st.sampled_from(dense[::-1]), min_size=1, max_size=4, unique=True)):
+        entries[f"save_{name}"] = {"do": "save_dense", "from": name, "compression": "none"}
+    return entries
+
+
+def _promised(entry: Entry, products: Mapping[str, FrameSpec]) -> FrameSpec | None:
+    """What a task says that it gives; None if it refuses what comes in."""
+    names = entry["from"] if isinstance(entry["from"], list) else [entry["from"]]
+    parameters = {name: value for name, value in entry.items() if name not in ("do", "from")}
+    task = task_class(entry["do"], "graph").load(parameters, "task")
+    task.know_inputs(tuple(names))
+    specs = [products[name] for name in names]
+    if len({item.span for item in specs}) > 1:
+        return None
+    try:
+        promised: FrameSpec = task.prepare(*specs)
+    except BadParameter:
+        return None
+    return promised
+
+
+_Products = Mapping[str, FrameSpec]
+_Files = Mapping[str, str]
+
+
+def _image(draw: st.DrawFn, products: _Products) -> str:
+    """A product that consists of images; rather a new one than an old one."""
+    return draw(
+        st.sampled_from([name for name in products if products[name].kind == "dense"][::-1])
+    )
+
+
+def _box(draw: st.DrawFn, spec: FrameSpec) -> list[int]:
+    """A rectangle of the detector, on pixels of a product.
+
+    If these have no place there it is anything, which every task refuses.
+    """
+    box = draw(boxes(spec.box))
+    return list(box if spec.to_detector is None else spec.to_detector.covered(box))
+
+
+def _draw_reshape(draw: st.DrawFn, products: _Products, _: _Files) -> Entry:
+    name = _image(draw, products)
+    spec = products[name]
+    by = [
+        draw(st.sampled_from([n for n in (1, 2, 3) if length % n == 0]))
+        for length in (spec.width, spec.height)
+    ]
+    entries: list[Entry] = [
+        {"do": "bin", "by": by, "how": draw(st.sampled_from(["sum", "mean", "max"]))},
+        {"do": "crop", "box": _box(draw, spec)},
+        {"do": "flip", "axis": draw(st.sampled_from(["x", "y"]))},
+        {"do": "rotate", "angle": draw(st.sampled_from([90, 180, 270]))},
+        {"do": "transpose"},
+    ]
+    return draw(st.sampled_from(entries)) | {"from": name}
+
+
+def _draw_correction(draw: st.DrawFn, products: _Products, files: _Files) -> Entry:
+    dtype = draw(st.sampled_from([None, None, "uint16", "int32"]))
+    entries: list[Entry] = [
+        {"do": "mask", "file": files["mask"], "value": draw(st.sampled_from([0, 7, "fill"]))},
+        {"do": "dark", "image": files["dark"], "dtype": dtype},
+        {"do": "flat", "file": files["flat"], "dtype": dtype},
+        {"do": "linear", "slope": draw(st.sampled_from([0.5, -3])), "offset": 1, "dtype": dtype},
+        {"do": "threshold", "low": 1000, "value": 3},
+        {"do": "threshold", "high": 40000.5, "binary": True},
+        {"do": "cosmic", "max_count": 60000, "value": "fill"},
+    ]
+    return draw(st.sampled_from(entries)) | {"from": _image(draw, products)}
+
+
+def _draw_reducer(draw: st.DrawFn, products: _Products, files: _Files) -> Entry:
+    name = _image(draw, products)
+    box = _box(draw, products[name])
+    entries: list[Entry] = [
+        {"do": "roi_counters", "rois": {"spot": box}},
+        {"do": "roi_profiles", "box": box, "axis": draw(st.sampled_from(["x", "y"]))},
+        {"do": "statistics"},
+        {"do": "statistics", "mask": files["mask"]},
+        {"do": "fill_factor", "above": 10000},
+        {"do": "centre_of_mass", "above": 500},
+        {"do": "histogram", "bins": 5, "range": [0, 70000]},
+        {"do": "sparsify", "above": 50000},
+    ]
+    return draw(st.sampled_from(entries)) | {"from": name}
+
+
+def _draw_accumulation(draw: st.DrawFn, products: _Products, _: _Files) -> Entry:
+    kinds = ("dense", "vector")
+    return {
+        "do": "accumulate",
+        "from": draw(st.sampled_from([n for n in products if products[n].kind in kinds])),
+        "frames": draw(st.sampled_from([1, 2, 3, 4])),
+        "how": draw(st.sampled_from(["sum", "mean", "max", "min", "std"])),
+        "absent": draw(st.sampled_from(["spoil", "skip"])),
+    }
+
+
+def _draw_several_inputs(draw: st.DrawFn, products: _Products, _: _Files) -> Entry:
+    first = _image(draw, products)
+    like = [name for name, spec in products.items() if _look(spec) == _look(products[first])]
+    both = [first, draw(st.sampled_from(like))]
+    entries: list[Entry] = [
+        {"do": "stack_bands", "from": both},
+        {"do": "combine", "from": both, "weights": draw(st.sampled_from([[1, -1], [0.5, 2]]))},
+    ]
+    return draw(st.sampled_from(entries))
+
+
+def _look(spec: FrameSpec) -> tuple[str, tuple[int, ...], np.dtype[Any]]:
+    return spec.kind, spec.shape, spec.dtype
+
+
+def _draw_choice(draw: st.DrawFn, products: _Products, _: _Files) -> Entry:
+    name = draw(st.sampled_from(list(products)))
+    entries: list[Entry] = [
+        {"do": "every", "from": name, "n": draw(st.integers(1, 4)), "first": draw(_LITTLE)},
+        {"do": "frame_range", "from": name, "start": draw(_LITTLE), "stop": 40},
+        {"do": "tap", "from": name, "every": 3},
+    ]
+    counters = [n for n, spec in products.items() if spec.dtype.names and "avg" in spec.dtype.names]
+    if counters:
+        by = draw(st.sampled_from(counters))
+        condition = {"channel": "avg", "row": 0, "below": draw(st.sampled_from([100, 33000]))}
+        entries.append({"do": "reject", "from": [name, by], **condition})
+    if products[name].kind == "dense":
+        bands = draw(st.sampled_from([[0], [1, 0]]))
+        entries.append({"do": "select_bands", "from": name, "bands": bands})
+    return draw(st.sampled_from(entries))
+
+
+_LITTLE = st.integers(0, 10)
+_DRAWN = (
+    _draw_reshape, _draw_reshape, _draw_correction, _draw_correction, _draw_reducer,
+    _draw_accumulation, _draw_several_inputs, _draw_choice,
+)  # fmt: skip

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lima2py.errors import BadParameter
-from lima2py.frame import Absence, Block, Fate, FrameSpec
+from lima2py.frame import Absence, Block, Fate, FrameSpec, Ragged
 from lima2py.task import RunContext, Task
 from lima2py.tasks import tap as module
 from lima2py.tasks.tap import Tap
@@ -28,14 +28,25 @@ class TestTap(TaskTests):
         return Tap(**request.param)
 
 
-class TestTapOfTables(TaskTests):
-    @pytest.fixture
-    def task(self) -> Task:
-        return Tap()
+ROWS = np.dtype([("index", "u4"), ("value", "u2")])
 
-    @pytest.fixture
-    def spec(self) -> FrameSpec:
-        return FrameSpec("vector", (10,), np.dtype("f4"))
+
+class TestTapOfOtherProducts(TaskTests):
+    @pytest.fixture(params=[{"every": 2}, {"every": "5 ms"}], ids=str)
+    def task(self, request: pytest.FixtureRequest) -> Task:
+        return Tap(**request.param)
+
+    @pytest.fixture(
+        params=[
+            FrameSpec("vector", (10,), np.dtype("f4"), span=3),
+            FrameSpec("table", (2,), np.dtype([("sum", "f8"), ("max", "u2")])),
+            FrameSpec("sparse", (1, 20, 30), ROWS, span=2),
+        ],
+        ids=str,
+    )
+    def spec(self, request: pytest.FixtureRequest) -> FrameSpec:
+        spec: FrameSpec = request.param
+        return spec
 
 
 def block(first: int, count: int, absent: tuple[int, ...] = ()) -> Block:
@@ -124,6 +135,32 @@ def test_absent_frames_are_kept_with_their_cause() -> None:
     assert tap.recent()[1].frame.data is None
 
 
+def test_the_rows_of_sparse_frames_are_kept_as_copies() -> None:
+    spec = FrameSpec("sparse", (1, 20, 30), ROWS)
+    columns = {"index": np.arange(5, dtype="u4"), "value": np.arange(5, 10, dtype="u2")}
+    tap = started(every=1)
+    tap.process(Block(spec, 3, 3, Ragged.of(np.array([2, 0, 3]), columns), {1: GAP}))
+    for values in columns.values():
+        values[:] = 0
+    first, gap, last = (item.frame for item in tap.recent())
+    assert first.data is not None
+    assert last.data is not None
+    assert first.data.tolist() == [(0, 5), (1, 6)]
+    assert last.data.tolist() == [(2, 7), (3, 8), (4, 9)]
+    assert (gap.data, gap.absence) == (None, GAP)
+    assert not last.data.flags.writeable
+
+
+def test_rows_of_tables_are_kept_as_copies() -> None:
+    spec = FrameSpec("table", (2,), np.dtype([("sum", "f8")]))
+    data = np.array([[(1,), (2,)], [(3,), (4,)]], spec.dtype)
+    tap = started(every=1)
+    tap.process(Block(spec, 0, 2, data))
+    data["sum"] = 0
+    kept = [item.frame.data for item in tap.recent()]
+    assert [[] if rows is None else rows["sum"].tolist() for rows in kept] == [[1, 2], [3, 4]]
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """A clock that is set by hand."""
@@ -162,6 +199,39 @@ def test_after_a_pause_frames_are_not_kept_in_a_burst(clock: list[float]) -> Non
     for index in range(1, 10):
         tap.process(block(index, 1))
     assert indices(tap) == [0, 1]
+
+
+def test_blocks_without_frames_change_nothing(clock: list[float]) -> None:
+    for every in (3, "1 s"):
+        tap = started(every=every)
+        tap.process(Block(SPEC, 6, 0, None))
+        assert tap.latest() is None
+        tap.process(block(6, 1))
+        assert indices(tap) == [6]
+
+
+def test_a_tap_can_be_changed_while_frames_pass(clock: list[float]) -> None:
+    tap = started(nodes=2, every=1, history=10)
+    tap.process(block(0, 6))
+    tap.change(Tap(every=2, history=3))
+    assert indices(tap) == [3, 4, 5]
+    tap.process(block(6, 5))
+    assert indices(tap) == [6, 8, 10]
+    assert [item.serial for item in tap.recent()] == [6, 7, 8]
+    tap.change(Tap(every="1 s", history=5))
+    tap.process(block(11, 2))
+    clock[0] += 1.9
+    tap.process(block(13, 1))
+    assert indices(tap) == [6, 8, 10, 12]
+    clock[0] += 0.2
+    tap.process(block(14, 1))
+    assert indices(tap) == [6, 8, 10, 12, 14]
+    tap.change(Tap(every="1 ms", history=5))
+    tap.process(block(15, 1))
+    assert indices(tap) == [8, 10, 12, 14, 15]
+    tap.change(Tap(every=1, history=1))
+    tap.process(block(16, 1))
+    assert indices(tap) == [16]
 
 
 def test_before_the_first_frame_there_is_none_and_after_the_last_they_stay() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from lima2py import plugins
@@ -16,9 +16,10 @@ from lima2py.errors import BadParameter
 from lima2py.frame import Array, Block, FrameSpec
 from lima2py.geometry import Roi
 from lima2py.task import Task
-from lima2py.tasks.reduce import COUNTERS, RoiCounters
-from lima2py.testing.strategies import Chain, boxes, chains, pixel_types
+from lima2py.tasks.rois import COUNTERS, RoiCounters, RoiProfiles
+from lima2py.testing.strategies import Chain, boxes, chains
 from lima2py.testing.tasks import TaskTests
+from tests.tasks.strips import pixels, seen
 
 NAMES = ("min", "max", "avg", "std", "sum")
 
@@ -27,6 +28,19 @@ class TestRoiCounters(TaskTests):
     @pytest.fixture
     def task(self) -> Task:
         return RoiCounters(rois={"all": (0, 0, 16, 12), "pixel": (3, 4, 1, 1), "b": (2, 1, 7, 5)})
+
+
+class TestRoiCountersOfArcs(TaskTests):
+    @pytest.fixture
+    def task(self) -> Task:
+        ring = {"centre": (8, 6), "radii": (2, 5)}
+        return RoiCounters.load({"rois": {"ring": ring, "box": [1, 2, 3, 4]}}, "arcs")
+
+
+class TestRoiProfiles(TaskTests):
+    @pytest.fixture(params=["x", "y"])
+    def task(self, request: pytest.FixtureRequest) -> Task:
+        return RoiProfiles(box=(2, 1, 7, 5), axis=request.param)
 
 
 class TestRoiCountersOfFloats(TestRoiCounters):
@@ -41,16 +55,13 @@ class TestRoiCountersOfFloats(TestRoiCounters):
 
 def counted(data: Array, rois: dict[str, Any], spec: FrameSpec | None = None) -> Array:
     """The table of counters of frames `(frames, bands, height, width)`."""
-    frames, bands, height, width = data.shape
-    spec = spec or FrameSpec.dense(height, width, data.dtype, bands=bands)
-    task = RoiCounters(rois=rois)
-    promised = task.prepare(spec)
-    table = task.process(Block(spec, 0, frames, data)).pixels
-    assert (table.shape[1:], table.dtype) == (promised.shape, COUNTERS)
+    table = seen(RoiCounters(rois=rois), data, spec).pixels
+    assert table.dtype == COUNTERS
     return table
 
 
-@given(chains(), pixel_types(), st.data())
+@settings(max_examples=30)
+@given(chains(), st.sampled_from(["u1", "i2", "u4", "f4"]).map(np.dtype), st.data())
 def test_a_roi_counts_the_same_photons_whatever_was_done_to_the_frames_before(
     chain: Chain, dtype: np.dtype[Any], data: st.DataObject
 ) -> None:
@@ -84,7 +95,12 @@ def test_a_roi_counts_the_same_photons_whatever_was_done_to_the_frames_before(
         np.testing.assert_allclose(after["std"], before["std"], rtol=1e-12)
 
 
-@given(pixel_types(), st.integers(0, 2**32), st.data())
+@settings(max_examples=40)
+@given(
+    st.sampled_from(["u2", "i2", "i4", "u4", "f4", "f8"]).map(np.dtype),
+    st.integers(0, 2**32),
+    st.data(),
+)
 def test_the_numbers_are_those_of_the_textbook(
     dtype: np.dtype[Any], seed: int, data: st.DataObject
 ) -> None:
@@ -111,10 +127,8 @@ def test_the_numbers_are_those_of_the_textbook(
 def test_large_frames_are_counted_in_parts_that_fit_together_again() -> None:
     frames = np.random.default_rng(3).normal(50, 9, (3, 2, 700, 500))
     frames[..., 350:, :] += 1e4
-    spec = FrameSpec.dense(700, 500, "f8", bands=2)
     task, boxes = RoiCounters(rois={"all": (0, 0, 500, 700), "part": (9, 60, 480, 601)}), 2
-    task.prepare(spec)
-    together = task.process(Block(spec, 0, 3, frames)).pixels.reshape(3, boxes, 2)
+    together = seen(task, frames, lines=16).pixels.reshape(3, boxes, 2)
     for number, box in enumerate((Roi(0, 0, 500, 700), Roi(9, 60, 480, 601))):
         region = frames[:, :, *box.slices].reshape(3, 2, -1)
         for name, expected in {
@@ -123,7 +137,7 @@ def test_large_frames_are_counted_in_parts_that_fit_together_again() -> None:
         }.items():  # fmt: skip
             np.testing.assert_allclose(together[:, number][name], expected, rtol=1e-13)
     for n in range(3):
-        alone = task.process(Block(spec, n, 1, frames[n : n + 1])).pixels
+        alone = seen(task, frames[n : n + 1], lines=16).pixels
         np.testing.assert_array_equal(alone.reshape(1, boxes, 2), together[n : n + 1])
 
 
@@ -167,7 +181,7 @@ def test_infinite_pixels_give_no_warning() -> None:
 
 def test_rows_are_rois_in_the_order_given_then_bands() -> None:
     frames = np.arange(2 * 3 * 4, dtype="u2").reshape(1, 2, 3, 4)
-    rois = {"z": (0, 0, 1, 1), "a": (3, 2, 1, 1)}
+    rois: dict[str, Any] = {"z": (0, 0, 1, 1), "a": (3, 2, 1, 1)}
     spec = FrameSpec.dense(3, 4, "u2", bands=2)
     task = RoiCounters(rois=rois)
     assert task.prepare(spec).labels == ("z[0]", "z[1]", "a[0]", "a[1]")
@@ -181,11 +195,18 @@ def test_rows_are_rois_in_the_order_given_then_bands() -> None:
 @pytest.mark.parametrize(
     ("rois", "complaint"),
     [
-        ({}, "rois: should name at least one ROI"),
-        ({" ": [0, 0, 1, 1]}, "rois: every ROI needs a name"),
+        ({}, "rois: should name at least one"),
+        ({" ": [0, 0, 1, 1]}, "rois: every one needs a name"),
         ({"a": [0, 0, 1]}, "rois.a: should be [x, y, width, height]"),
         ({"a": [0, 0, 0, 1]}, "rois.a: should be [x, y, width, height]"),
         ({"a": [0, 0, 1, True]}, "rois.a: should be [x, y, width, height]"),
+        ({"a": {"centre": [1, 1]}}, "rois.a: cannot be: an arc, radii: is required"),
+        ({"a": {"centre": [1, 1], "radii": [3, 2]}}, "rois.a: cannot be: an arc, radii: should be"),
+        (
+            {"a": {"centre": [1, 1], "radii": [0, 2], "angles": [90, 0]}},
+            "rois.a: cannot be: an arc, angles: should be",
+        ),
+        ({"a": "mask.npy"}, "rois.a: should be [x, y, width, height]"),
         ([0, 0, 1, 1], "rois: "),
         (None, "rois: "),
     ],
@@ -200,3 +221,103 @@ def test_a_roi_outside_is_refused_by_its_name() -> None:
     task = RoiCounters(rois={"inside": (0, 0, 4, 4), "beam": (10, 0, 11, 4)})
     with pytest.raises(BadParameter, match=r"^rois.beam: \[10, 0, 11, 4\] .* has 20 × 10 pixels"):
         task.prepare(FrameSpec.dense(10, 20, "u2"))
+
+
+@settings(max_examples=60)
+@given(pixels(), st.integers(1, 5), st.data())
+def test_arcs_count_the_pixels_whose_centres_are_inside(
+    frames: Array, lines: int, data: st.DataObject
+) -> None:
+    """Against plain numpy, with the angle measured by complex numbers."""
+    height, width = frames.shape[2:]
+    centre = data.draw(st.tuples(st.floats(-2, 14), st.floats(-2, 14)))
+    inner, wide = data.draw(st.tuples(st.integers(0, 8), st.integers(2, 9)))
+    first, extent = data.draw(st.tuples(st.integers(-400, 400), st.integers(20, 360)))
+    y, x = np.mgrid[:height, :width] + 0.5
+    away = (x - centre[0]) + 1j * (y - centre[1])
+    inside = (abs(away) >= inner) & (abs(away) < inner + wide)
+    turned = np.degrees(np.angle(away * np.exp(-1j * np.radians(first + extent / 2))))
+    assume((abs(abs(turned) - extent / 2) > 1e-6).all())
+    assume((abs(abs(away) - inner) > 1e-9).all() and (abs(abs(away) - inner - wide) > 1e-9).all())
+    inside &= abs(turned) < extent / 2
+    arc = {"centre": centre, "radii": (inner, inner + wide), "angles": (first, first + extent)}
+    task = RoiCounters.load({"rois": {"arc": arc}}, "test")
+    if not inside.any():
+        with pytest.raises(BadParameter, match=r"^rois.arc: there is no pixel whose centre"):
+            task.prepare(FrameSpec.dense(height, width, frames.dtype, bands=frames.shape[1]))
+        return
+    table = seen(task, frames, lines=lines).pixels
+    compare_to_numpy(table, frames[..., inside])
+
+
+@settings(max_examples=60)
+@given(pixels(("?", "i2", "u8", "f4")), st.integers(1, 5), st.data())
+def test_rectangles_count_like_numpy_also_nan_and_infinity(
+    frames: Array, lines: int, data: st.DataObject
+) -> None:
+    height, width = frames.shape[2:]
+    box = data.draw(boxes(Roi(0, 0, width, height)))
+    table = seen(RoiCounters(rois={"box": tuple(box)}), frames, lines=lines).pixels
+    compare_to_numpy(table, frames[..., *box.slices].reshape(*frames.shape[:2], -1))
+
+
+def compare_to_numpy(table: Array, inside: Array) -> None:
+    """The counters of pixels `(frames, bands, pixels)`."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        values = inside.astype("f8")
+        rtol = 1e-12 if inside.dtype.kind != "f" else 1e-9
+        scale = np.abs(values).max(initial=0, where=np.isfinite(values))
+        for name, expected in {
+            "min": values.min(-1), "max": values.max(-1), "avg": values.mean(-1),
+            "std": values.std(-1), "sum": values.sum(-1),
+        }.items():  # fmt: skip
+            np.testing.assert_allclose(table[name], expected, rtol=rtol, atol=1e-12 * scale)
+
+
+def test_an_arc_is_measured_from_x_towards_y_in_degrees() -> None:
+    frames = np.arange(16, dtype="u2").reshape(1, 1, 4, 4)
+    quarter = {"centre": (2, 2), "radii": (0, 3), "angles": (0, 90)}
+    table = seen(RoiCounters.load({"rois": {"q": quarter}}, "test"), frames).pixels
+    assert table["sum"][0, 0] == frames[0, 0, 2:, 2:].sum()  # below and right, as y points down
+
+
+def test_an_arc_lies_on_the_same_photons_of_turned_and_mirrored_frames() -> None:
+    raw = np.random.default_rng(5).integers(0, 100, (2, 1, 20, 26)).astype("u2")
+    arc = {"centre": (11.3, 8.2), "radii": (3, 9), "angles": (20, 200)}
+    task = RoiCounters.load({"rois": {"arc": arc}}, "test")
+    plain = seen(task, raw).pixels
+    for do, parameters in [("rotate", {"angle": 90}), ("flip", {"axis": "x"})]:
+        loaded: Any = plugins.load(plugins.TASKS, do, Task, "test")
+        reshape = loaded.load(parameters, do)
+        spec = reshape.prepare(FrameSpec.dense(20, 26, "u2"))
+        turned = reshape.process(Block(FrameSpec.dense(20, 26, "u2"), 0, 2, raw)).pixels
+        np.testing.assert_allclose(
+            seen(task, turned, spec).pixels.tolist(), plain.tolist(), rtol=1e-12
+        )
+
+
+@settings(max_examples=40)
+@given(chains(), st.sampled_from(["u2", "f4"]), st.sampled_from("xy"), st.data())
+def test_a_profile_goes_along_the_axis_of_the_detector(
+    chain: Chain, dtype: str, axis: str, data: st.DataObject
+) -> None:
+    """Whatever was cropped, binned, turned and mirrored before."""
+    seed = data.draw(st.integers(0, 2**32))
+    raw = np.random.default_rng(seed).integers(0, 9, (2, 1, *chain.detector)).astype(dtype)
+    box = chain.to_detector.covered(data.draw(boxes(chain.box)))
+    how = data.draw(st.sampled_from(["sum", "mean"]))
+    task = RoiProfiles.load({"box": tuple(box), "axis": axis, "how": how}, "test")
+    made = seen(task, chain.apply(raw), chain.spec(dtype)).pixels
+    whole = raw[:, 0, *box.slices].sum(axis=1 if axis == "x" else 2, dtype="f8")
+    summed = whole.reshape(2, made.shape[1], -1).sum(axis=2)
+    if how == "mean":
+        length = box.height if axis == "x" else box.width
+        one = chain.to_detector.covered(Roi(0, 0, 1, 1))
+        summed = summed / (length / (one.height if axis == "x" else one.width))
+    np.testing.assert_allclose(made, summed, rtol=1e-12)
+
+
+def test_profiles_of_several_bands_follow_one_another() -> None:
+    frames = np.arange(2 * 3 * 4, dtype="u2").reshape(1, 2, 3, 4)
+    task = RoiProfiles(box=(1, 0, 2, 3), axis="x")
+    assert seen(task, frames).pixels.tolist() == [[15, 18, 51, 54]]

@@ -1,0 +1,148 @@
+"""Combine the pixels of rectangles: sums, clipped sums, means and maxima.
+
+Every function takes `rows`, the rows of all images below one another `(rows, width)`, and how many
+pixels are combined along x and y; it writes to `out` `(rows / y, width / x)`. The `y` rows are
+combined first, into `line`: whole rows are added quickly, and what is left to add along x lies in
+the cache. `line` is as long as a row, `total` as a row of `out`; both have the type that is added
+in.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import njit
+
+OPTIONS: dict[str, Any] = {
+    "nogil": True,
+    "cache": True,
+    "error_model": "numpy",
+    "fastmath": {"reassoc", "contract", "nsz"},
+}
+
+
+@njit(**OPTIONS)
+def sums(rows, x, y, line, out):  # type: ignore[no-untyped-def]
+    """Sums in the type of `line` and `out`, which must be wide enough."""
+    for number in range(out.shape[0]):
+        _add_rows(rows[number * y : (number + 1) * y], line)
+        _add_along(line, x, out[number])
+
+
+@njit(**OPTIONS)
+def clipped_sums(rows, x, y, line, total, low, high, out):  # type: ignore[no-untyped-def]
+    """Sums that stop at `low` and `high`; those of `total` must not overflow."""
+    for number in range(out.shape[0]):
+        _add_rows(rows[number * y : (number + 1) * y], line)
+        _add_along(line, x, total)
+        made = out[number]
+        for place in range(made.size):
+            made[place] = min(max(total[place], low), high)
+
+
+@njit(**OPTIONS)
+def means(rows, x, y, line, total, out):  # type: ignore[no-untyped-def]
+    """Means, rounded once from the exact quotient of the sum."""
+    n = float(x * y)
+    for number in range(out.shape[0]):
+        _add_rows(rows[number * y : (number + 1) * y], line)
+        _add_along(line, x, total)
+        made = out[number]
+        for place in range(made.size):
+            made[place] = total[place] / n
+
+
+@njit(**OPTIONS)
+def maxima(rows, x, y, line, out):  # type: ignore[no-untyped-def]
+    """Maxima; NaN where any of the pixels is NaN."""
+    for number in range(out.shape[0]):
+        group = rows[number * y : (number + 1) * y]
+        line[:] = group[0]
+        for offset in range(1, y):
+            row = group[offset]
+            for place in range(line.size):
+                value, most = row[place], line[place]
+                line[place] = value if value > most or value != value else most
+        made = out[number]
+        if x == 2:  # a step that is known when this is compiled is several times faster
+            for place in range(made.size):
+                value, most = line[2 * place], line[2 * place + 1]
+                made[place] = value if value > most or value != value else most
+        else:
+            for place in range(made.size):
+                few = line[place * x : (place + 1) * x]
+                most = few[0]
+                for offset in range(1, x):
+                    value = few[offset]
+                    most = value if value > most or value != value else most
+                made[place] = most
+
+
+@njit(**OPTIONS)
+def clipped_long_sums(rows, x, y, lines, totals, keep, limits, out):  # type: ignore[no-untyped-def]
+    """Clipped sums of 64-bit integers, exact: their halves are added apart.
+
+    Args:
+        rows: viewed as int64, and so is `out`.
+        x: pixels combined along x.
+        y: pixels combined along y.
+        lines: two lines, int64, for the high and the low halves.
+        totals: two totals, int64.
+        keep: what is kept of a high half: all bits (-1) if the numbers are signed, else 32.
+        limits: int64: the least and the greatest high half, and the numbers at these ends.
+        out: viewed as int64.
+    """
+    low_half = 0xFFFFFFFF
+    for number in range(out.shape[0]):
+        lines[:] = 0
+        for offset in range(y):
+            row, high, low = rows[number * y + offset], lines[0], lines[1]
+            for place in range(row.size):
+                high[place] += (row[place] >> 32) & keep
+                low[place] += row[place] & low_half
+        _add_along(lines[0], x, totals[0])
+        _add_along(lines[1], x, totals[1])
+        made, high, low = out[number], totals[0], totals[1]
+        for place in range(made.size):
+            half = high[place] + (low[place] >> 32)
+            value = (half << 32) | (low[place] & low_half)
+            value = limits[2] if half < limits[0] else value
+            made[place] = limits[3] if half > limits[1] else value
+
+
+@njit(**OPTIONS)
+def _add_rows(group, line):  # type: ignore[no-untyped-def]
+    number = line.dtype.type
+    first = group[0]
+    if group.shape[0] == 1:
+        for place in range(line.size):
+            line[place] = first[place]
+        return
+    second = group[1]
+    for place in range(line.size):
+        line[place] = number(first[place]) + number(second[place])
+    for offset in range(2, group.shape[0]):
+        row = group[offset]
+        for place in range(line.size):
+            line[place] += row[place]
+
+
+@njit(**OPTIONS)
+def _add_along(line, x, out):  # type: ignore[no-untyped-def]
+    if x == 1:
+        for place in range(out.size):
+            out[place] = line[place]
+    elif x == 2:  # as for maxima
+        for place in range(out.size):
+            out[place] = line[2 * place] + line[2 * place + 1]
+    elif x == 4:
+        for place in range(out.size):
+            some = line[4 * place] + line[4 * place + 1]
+            out[place] = some + line[4 * place + 2] + line[4 * place + 3]
+    else:
+        for place in range(out.size):
+            few = line[place * x : (place + 1) * x]
+            some = few[0]
+            for offset in range(1, x):
+                some += few[offset]
+            out[place] = some

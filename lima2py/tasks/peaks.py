@@ -1,0 +1,88 @@
+"""Find peaks: put pixels that were picked out, and that touch each other, together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field, PrivateAttr
+
+from lima2py.errors import BadParameter
+from lima2py.frame import Array, Block, FrameSpec, Ragged
+from lima2py.geometry import Affine
+from lima2py.task import RunContext, Task
+
+PEAKS = np.dtype([("x", "f8"), ("y", "f8"), ("intensity", "f8"), ("nb_pixels", "u4")])
+"""One peak."""
+
+
+class FindPeaks(Task):
+    """The peaks of every frame: groups of pixels that touch, with position and intensity.
+
+    It takes what `sparsify` or `sparsify_radial` gives: the pixels that are intense enough. Those
+    that touch each other by an edge or a corner are one peak. What a pixel holds is its value; less
+    the background under it, after `sparsify_radial`.
+
+    What comes out is sparse: for every peak, ordered by its first pixel, `x` and `y`, its centre in
+    *detector* pixels (the centre of the first pixel is 0.5, 0.5), whatever was cropped, binned or
+    turned before, weighted by what the pixels hold, if that is more than 0; `intensity`, what they
+    hold together (all float64); and `nb_pixels`, how many they are (uint32), in pixels of the
+    image that was sparsified. Where frames have no place on the detector, positions are those in
+    the image. One band only. How many peaks a frame has is the number of its rows.
+    """
+
+    min_pixels: Annotated[int, Field(ge=1)] = 1
+    """Groups of fewer pixels are no peaks."""
+
+    _image: FrameSpec = PrivateAttr()
+
+    def prepare(self, spec: FrameSpec) -> FrameSpec:
+        """Check that pixels come in."""
+        if spec.kind != "sparse" or not {"index", "value"} <= set(spec.dtype.names or ()):
+            raise BadParameter(
+                f"from: sparse pixels should come in, and it is {spec}; put sparsify or"
+                " sparsify_radial before it"
+            )
+        if spec.bands != 1:
+            raise BadParameter(
+                f"from: this is done to one band, and {spec.bands} come in; take one before the"
+                " pixels are picked out, with select_bands"
+            )
+        self._image = spec
+        place = None if spec.to_detector is None else Affine()
+        self._spec = spec.replace(dtype=PEAKS, to_detector=place)
+        return self._spec
+
+    def start(self, run: RunContext) -> None:
+        """Compile, so that the first frame does not wait."""
+        self._grouped(np.empty(0, np.uint32), np.empty(0))
+
+    def process(self, block: Block) -> Block:
+        """The peaks of every frame."""
+        rows = block.rows
+        counts = np.zeros(block.count, np.int64)
+        found = [self._grouped(np.empty(0, np.uint32), np.empty(0))]
+        index, held = rows.columns["index"], rows.columns["value"].astype(np.float64)
+        if "background" in rows.columns:
+            held -= rows.columns["background"]
+        for frame in np.flatnonzero(block.present):
+            own = slice(rows.offsets[frame], rows.offsets[frame + 1])
+            peaks = self._grouped(index[own].astype(np.uint32), held[own])
+            counts[frame] = len(peaks[0])
+            found.append(peaks)
+        columns = {
+            name: np.concatenate(parts)
+            for name, parts in zip(PEAKS.names or (), zip(*found, strict=True), strict=True)
+        }
+        m, x, y = self._image.to_detector or Affine(), columns["x"], columns["y"]
+        columns["x"], columns["y"] = m.a * x + m.b * y + m.c, m.d * x + m.e * y + m.f
+        return block.carry(self._spec, Ragged.of(counts, columns))
+
+    def _grouped(self, index: Array, held: Array) -> list[Array]:
+        from lima2py.kernels.radial import group
+
+        columns = [np.empty(len(index), PEAKS[name]) for name in PEAKS.names or ()]
+        groups = group(index, held, self._image.width, self.min_pixels, *columns)
+        if groups < 0:
+            raise ValueError("the pixels of a sparse frame are not in ascending order")
+        return [column[:groups] for column in columns]

@@ -1,0 +1,71 @@
+"""Histograms, bin by bin those of numpy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lima2py.errors import BadParameter
+from lima2py.frame import Array
+from lima2py.task import Task
+from lima2py.tasks.statistics import Histogram
+from lima2py.testing.tasks import TaskTests
+from tests.tasks.strips import pixels, seen
+
+
+class TestHistogram(TaskTests):
+    @pytest.fixture
+    def task(self) -> Task:
+        return Histogram(bins=10, range=(0, 80))
+
+
+@settings(max_examples=80)
+@given(
+    pixels(),
+    st.integers(1, 5),
+    st.integers(1, 40),
+    st.one_of(
+        st.tuples(st.integers(-9, 9), st.integers(1, 90)),
+        st.tuples(st.floats(-9, 9), st.floats(0.1, 90)),
+    ),
+)
+def test_bins_are_those_of_numpy(
+    frames: Array, lines: int, bins: int, range_: tuple[float, float]
+) -> None:
+    low, high = range_[0], range_[0] + range_[1]
+    made = seen(Histogram(bins=bins, range=(low, high)), frames, lines=lines).pixels
+    images = frames.reshape(-1, *frames.shape[2:]).astype("f8")
+    edges = np.linspace(low, high, bins + 1)
+    for own, image in zip(made.reshape(-1, bins), images, strict=True):
+        np.testing.assert_array_equal(own, np.histogram(image[image == image], edges)[0])
+
+
+@pytest.mark.parametrize("dtype", ["u2", "f8"])
+def test_values_on_the_edges_of_bins_go_up_and_the_last_one_stays(dtype: str) -> None:
+    frames = np.array([0, 1, 2, 3, 4, 5], dtype).reshape(1, 1, 2, 3)
+    made = seen(Histogram(bins=2, range=(0, 4)), frames).pixels
+    assert made.tolist() == [[2, 3]]
+
+
+def test_edges_that_are_no_round_numbers_are_met_exactly() -> None:
+    edges = np.linspace(0.1, 0.7, 4)
+    frames = np.concatenate([edges, np.nextafter(edges, -1)]).reshape(1, 1, 2, 4)
+    made = seen(Histogram(bins=3, range=(0.1, 0.7)), frames).pixels
+    assert made[0].tolist() == np.histogram(frames, edges)[0].tolist()
+
+
+def test_masked_pixels_are_not_counted(tmp_path: Path) -> None:
+    masked = np.eye(5, 8)
+    np.save(tmp_path / "mask.npy", masked)
+    frames = np.arange(40, dtype="u1").reshape(1, 1, 5, 8)
+    task = Histogram(bins=40, range=(0, 40), mask=str(tmp_path / "mask.npy"))
+    np.testing.assert_array_equal(seen(task, frames).pixels[0], masked.ravel() == 0)
+
+
+def test_a_range_that_is_none_is_refused() -> None:
+    with pytest.raises(BadParameter, match=r"range: should be \[low, high\] with low < high"):
+        Histogram.load({"bins": 3, "range": [1, 1]}, "graph.yaml, task levels")
