@@ -13,7 +13,7 @@ import json
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +38,11 @@ from lima2py.node.life import TRANSITIONS, Outcome, State, diagram  # noqa: E402
 from lima2py.node.serve import KINDS  # noqa: E402
 from lima2py.session.system import NodePlace, System  # noqa: E402
 from lima2py.storage import layout  # noqa: E402
+from lima2py.task import Task  # noqa: E402
 from lima2py.transport import rpc, wire  # noqa: E402
 
 DOCS = Path(__file__).parent
-PLACE = re.compile(r"(<!-- generated: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PLACE = re.compile(r"(<!-- generated: (\S+)(?: (\S+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 WIDTH = 96
 QUANTITIES = {seconds: "time", size_in_bytes: "size", metres: "length"}
 """What text with a unit is read by, and what it then is."""
@@ -74,10 +75,29 @@ def states() -> str:
 
 
 def tasks() -> str:
-    """Every task with its parameters."""
-    return "\n".join(
-        section(name, task_class(name, "documents")) for name in plugins.known(plugins.TASKS)
+    """Every task, with what it does and the page that tells more."""
+    pages = {
+        name: page
+        for page in sorted((DOCS / "reference" / "tasks").glob("*.md"))
+        for name in re.findall(r"<!-- generated: task (\S+) -->", page.read_text())
+    }
+    rows = (
+        (f"[`{name}`](tasks/{pages[name].name})", plugins.about(task_class(name, "documents")))
+        for name in plugins.known(plugins.TASKS)
     )
+    return table(("task", "what it does"), rows)
+
+
+def task(name: str) -> str:
+    """One task: what it does, and its parameters."""
+    kind = task_class(name, "documents")
+    own = fields(kind, but=Task.model_fields)
+    return f"{inspect.cleandoc(kind.__doc__ or '')}\n\n{own}"
+
+
+def any_task() -> str:
+    """The parameters all tasks have."""
+    return fields(Task)
 
 
 def detectors() -> str:
@@ -129,8 +149,8 @@ def tree() -> str:
 
 def messages() -> str:
     """Messages between acquisition and processing nodes."""
-    kinds = (wire.Start, wire.BlockMessage, wire.End, wire.Done, wire.DoneBlock, wire.Closed,
-             wire.Account)  # fmt: skip
+    kinds = (wire.Start, wire.BlockMessage, wire.Last, wire.End, wire.Done, wire.DoneBlock,
+             wire.StopRequest, wire.Closed, wire.Account)  # fmt: skip
     return "\n".join(struct(kind) for kind in kinds)
 
 
@@ -163,11 +183,11 @@ def command_line() -> str:
     return "\n".join(parts)
 
 
-SECTIONS: dict[str, Callable[[], str]] = {
+SECTIONS: dict[str, Callable[..., str]] = {
     section.__name__: section
     for section in (
-        acquisition, command_line, commands, detector_info, detectors, fates, graphs, messages,
-        node_commands, states, system, tasks, tree,
+        acquisition, any_task, command_line, commands, detector_info, detectors, fates, graphs,
+        messages, node_commands, states, system, task, tasks, tree,
     )
 }  # fmt: skip
 
@@ -191,12 +211,13 @@ def section(name: str, kind: type[Model]) -> str:
     return f"## {name}\n\n{about}\n\n{fields(kind)}"
 
 
-def fields(kind: type[Model]) -> str:
-    """The fields of a model: name, type, default, meaning."""
+def fields(kind: type[Model], but: Container[str] = ()) -> str:
+    """The fields of a model, but for some: name, type, default, meaning."""
     rows = [
         (f"`{field.alias or name}`", f"`{as_type(kind, name)}`", default(field),
          " ".join((field.description or "").split()))
         for name, field in kind.model_fields.items()
+        if name not in but
     ]  # fmt: skip
     return table(("field", "type", "default", "meaning"), rows) if rows else "No parameters.\n"
 
@@ -247,11 +268,16 @@ def struct(kind: type[msgspec.Struct]) -> str:
     return f"### {kind.__name__}\n\n{about}\n\n{table(('field', 'type'), rows)}"
 
 
+def _filled(found: re.Match[str]) -> str:
+    arguments = [found[3]] if found[3] else []
+    return f"{found[1]}\n{SECTIONS[found[2]](*arguments)}\n{found[4]}"
+
+
 def renewed() -> Iterator[tuple[Path, str]]:
     """The pages that hold something generated, each as it should be."""
     for page in sorted(DOCS.rglob("*.md")):
         text = page.read_text()
-        fresh = PLACE.sub(lambda found: f"{found[1]}\n{SECTIONS[found[2]]()}\n{found[3]}", text)
+        fresh = PLACE.sub(_filled, text)
         if PLACE.search(text):
             yield page, fresh
 

@@ -205,8 +205,9 @@ def check_options(words: list[str], block: Block) -> None:
 
 def part_of_graph(text: str, values: dict[str, Any]) -> str:
     """A graph in which these tasks stand; what they come from and is not shown, is a tap."""
-    given = {source for value in values.values() for source in [value.get("from")]}
-    missing = {source for source in given if isinstance(source, str)} - {*values, "detector"}
+    given = [value.get("from") for value in values.values()]
+    sources = {name for item in given for name in ([item] if isinstance(item, str) else item or ())}
+    missing = sources - {*values, "detector"}
     others = "".join(f"  {name}: {{do: tap, from: detector}}\n" for name in sorted(missing))
     return "tasks:\n" + textwrap.indent(text, "  ") + others
 
