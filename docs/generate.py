@@ -31,7 +31,8 @@ from lima2py.control.cli import app  # noqa: E402
 from lima2py.detector import Detector, DetectorInfo, ModulePlace  # noqa: E402
 from lima2py.detector_file import known_detectors  # noqa: E402
 from lima2py.frame import FATES  # noqa: E402
-from lima2py.graph.definition import known_graphs, task_class  # noqa: E402
+from lima2py.graph.definition import known_graphs  # noqa: E402
+from lima2py.graph.kinds import task_class  # noqa: E402
 from lima2py.memory import MemorySettings  # noqa: E402
 from lima2py.node import orders  # noqa: E402
 from lima2py.node.life import TRANSITIONS, Outcome, State, diagram  # noqa: E402

@@ -396,7 +396,7 @@ class Block:
 
     @classmethod
     def join(cls, parts: Sequence[Block]) -> Block:
-        """Consecutive blocks of one spec as one, a copy."""
+        """Consecutive blocks of one spec as one, a copy; with the columns that all of them have."""
         first = parts[0]
         count = sum(part.count for part in parts)
         absences: dict[int, Absence] = {}
@@ -405,7 +405,9 @@ class Block:
             absences.update({at + offset: said for offset, said in part.absences.items()})
             at += part.count
         columns = {
-            name: np.concatenate([part.columns[name] for part in parts]) for name in first.columns
+            name: np.concatenate([part.columns[name] for part in parts])
+            for name in first.columns
+            if all(name in part.columns for part in parts)
         }
         data = None if len(absences) == count else _joined(parts)
         return cls(first.spec, first.index, count, data, absences, columns, first.origin)

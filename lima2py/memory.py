@@ -101,7 +101,7 @@ class Allocator(ABC):
 
     @abstractmethod
     def allocate(self, nbytes: int) -> Buffer:
-        """Memory of at least `nbytes`, zeroed, aligned to pages.
+        """Memory of at least `nbytes`, aligned to pages; what it holds is nobody's business.
 
         Raises:
             LimaError: if there is not enough.
@@ -160,6 +160,68 @@ class Placed(Allocator):
             buffer.close()
             raise
         return buffer
+
+
+class Spare:
+    """Memory kept from one ring for the next, if that is alike: getting it takes long."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[tuple[object, ...], Buffer] | None = None
+
+    def allocator(self, kind: type[Heap | Shared], settings: MemorySettings) -> Allocator:
+        """An allocator that uses the kept memory where it can, and keeps its own when closed."""
+        return _Sparing(self, kind, settings)
+
+    def take(self, key: tuple[object, ...]) -> Buffer | None:
+        """The kept memory, if it is of this kind; any other is let go of."""
+        kept, self._kept = self._kept, None
+        if kept is None or kept[0] == key:
+            return kept and kept[1]
+        kept[1].close()
+        return None
+
+    def keep(self, key: tuple[object, ...], buffer: Buffer) -> None:
+        """Take memory back."""
+        self.close()
+        self._kept = key, buffer
+
+    def close(self) -> None:
+        """Let go of what is kept; may be called twice."""
+        if self._kept is not None:
+            self._kept[1].close()
+            self._kept = None
+
+
+class _Sparing(Allocator):
+    def __init__(self, spare: Spare, kind: type[Heap | Shared], settings: MemorySettings):
+        self._spare = spare
+        self._kind = kind
+        self._settings = settings
+
+    def allocate(self, nbytes: int) -> Buffer:
+        """See `Allocator`."""
+        key = (self._kind, self._settings, _pages(nbytes))
+        buffer = self._spare.take(key)
+        if buffer is None:
+            buffer = Placed(self._kind(), self._settings).allocate(nbytes)
+        return _Lent(buffer, self._spare, key)
+
+
+class _Lent(Buffer):
+    """Memory that goes back to where it is kept."""
+
+    def __init__(self, buffer: Buffer, spare: Spare, key: tuple[object, ...]):
+        super().__init__(buffer.bytes, buffer.handle)
+        self._back: tuple[Spare, Buffer] | None = (spare, buffer)
+        self._key = key
+
+    def close(self) -> None:
+        """See `Buffer`."""
+        if self._back is not None:
+            spare, buffer = self._back
+            self._back = None
+            spare.keep(self._key, buffer)
+        super().close()
 
 
 def check_available(nbytes: int, advice: str = "use a smaller ring") -> None:

@@ -214,8 +214,8 @@ class OnePass:
                 try:
                     assert isinstance(given, Block)  # noqa: S101 - for the type checker
                     made[number] = task.conclude(given, opened[number])
-                except Exception as error:
-                    made[number] = error
+                except Exception as error:  # without the frames it came through: they hold pixels
+                    made[number] = error.with_traceback(None)
         return made
 
 

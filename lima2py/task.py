@@ -25,7 +25,7 @@ from pydantic import AfterValidator, PrivateAttr
 from lima2py.acquisition import Parameters
 from lima2py.errors import BadParameter
 from lima2py.frame import Block, FrameSpec
-from lima2py.geometry import NotOnPixels, Roi
+from lima2py.geometry import Affine, NotOnPixels, Roi
 from lima2py.units import Model
 
 
@@ -187,6 +187,28 @@ class Sink(Task):
         return block
 
 
+def place_of(spec: FrameSpec, field_name: str) -> Affine:
+    """Where the pixels of a product lie on the detector.
+
+    Args:
+        spec: of the product.
+        field_name: the parameter that needs to know, for the complaint.
+
+    Raises:
+        BadParameter: if they have no place there.
+    """
+    if spec.kind != "dense":
+        raise BadParameter(
+            f"{field_name}: a {spec.kind} product has no pixels on the detector, only images have"
+        )
+    if spec.to_detector is None:
+        raise BadParameter(
+            f"{field_name}: the images that come in have no place on the detector (they were"
+            " computed, or put together from different parts of it); put this task before that"
+        )
+    return spec.to_detector
+
+
 def local_box(box: Roi, spec: FrameSpec, field_name: str) -> Roi:
     """A rectangle of detector pixels as pixels of a product, exactly.
 
@@ -199,8 +221,7 @@ def local_box(box: Roi, spec: FrameSpec, field_name: str) -> Roi:
         BadParameter: if the product has no place on the detector, or the rectangle does not lie
             on whole pixels of it, or reaches outside.
     """
-    if spec.kind != "dense" or spec.to_detector is None:
-        raise BadParameter(f"{field_name}: a {spec.kind} product has no pixels on the detector")
+    place = place_of(spec, field_name)
     if spec.detector_shape is not None:
         height, width = spec.detector_shape
         if not box.inside(Roi(0, 0, width, height)):
@@ -208,16 +229,16 @@ def local_box(box: Roi, spec: FrameSpec, field_name: str) -> Roi:
                 f"{field_name}: {box} ([x, y, width, height]) reaches outside the detector, which"
                 f" has {width} × {height} pixels (width × height)"
             )
-    seen = spec.to_detector.covered(spec.box)
+    seen = place.covered(spec.box)
     if not box.inside(seen):
         raise BadParameter(
             f"{field_name}: {box} ([x, y, width, height] in detector pixels) reaches outside the"
             f" part of the detector seen here, {seen}; take it from before the crop, or crop less"
         )
     try:
-        return spec.to_detector.local(box)
+        return place.local(box)
     except NotOnPixels as error:
         raise BadParameter(
             f"{field_name}: {box} does not fall on whole pixels of the product, each of which is"
-            f" {abs(spec.to_detector.determinant):g} detector pixels; {error}"
+            f" {abs(place.determinant):g} detector pixels; {error}"
         ) from None

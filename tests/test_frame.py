@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lima2py.frame import FATES, Absence, Block, Fate, Frame, FrameSpec
+from lima2py.frame import FATES, Absence, Array, Block, Fate, Frame, FrameSpec, Ragged
 from lima2py.geometry import Affine, Roi
 from lima2py.testing.strategies import Chain, absences, blocks, chains, pixel_types, specs
 
@@ -171,3 +171,52 @@ def test_a_chain_of_the_strategies_is_one_that_a_person_could_write(chain: Chain
         dict(step.parameters) for step in chain.steps
     ]
     assert chain.apply(np.zeros(chain.detector)).shape == chain.image
+
+
+def ragged(counts: list[int]) -> Ragged:
+    total = sum(counts)
+    columns = {"index": np.arange(total, dtype="u4"), "value": np.arange(total, dtype="f4") / 2}
+    return Ragged.of(np.array(counts, np.int64), columns)
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=8), st.data())
+def test_some_of_sparse_frames_are_those_frames(counts: list[int], data: st.DataObject) -> None:
+    whole = ragged(counts)
+    first = data.draw(st.integers(0, len(counts)))
+    end = data.draw(st.integers(first, len(counts)))
+    part = whole[first:end]
+    assert part.counts.tolist() == counts[first:end]
+    for number in range(first, end):
+        np.testing.assert_array_equal(part.rows(number - first), whole.rows(number))
+    with pytest.raises(ValueError, match="only consecutive"):
+        whole[::2]
+
+
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=5), st.sets(st.integers(0, 12)), st.data())
+def test_a_block_that_is_cut_and_joined_is_the_same(
+    sizes: list[int], gone: set[int], data: st.DataObject
+) -> None:
+    count = sum(sizes)
+    missing = {n: Absence(Fate.OVERRUN, "ring", str(n)) for n in gone if n < count}
+    columns = {"timestamp": np.arange(count) / 10}
+    content: Array | Ragged | None
+    if data.draw(st.booleans()):
+        spec = FrameSpec("sparse", (1, 8, 8), ragged([1]).dtype)
+        content = ragged([n % 3 for n in range(count)])
+    else:
+        spec = FrameSpec.dense(2, 3, "u2")
+        content = np.arange(count * 6, dtype="u2").reshape(count, 1, 2, 3)
+    whole = Block(spec, 5, count, None if len(missing) == count else content, missing, columns)
+    ends = np.cumsum(sizes).tolist()
+    parts = [whole.part(end - size, end) for size, end in zip(sizes, ends, strict=True)]
+    starts = [0, *ends[:-1]]
+    assert [part.index for part in parts] == [5 + start for start in starts]
+    again = Block.join(parts)
+    assert (again.index, again.count, again.absences) == (5, count, missing)
+    for one, other in zip(whole.frames(), again.frames(), strict=True):
+        assert (one.index, one.timestamp, one.absence) == (
+            other.index,
+            other.timestamp,
+            other.absence,
+        )
+        np.testing.assert_array_equal(one.data, other.data)

@@ -34,6 +34,7 @@ from lima2py.memory import (
     Ring,
     RingShape,
     Shared,
+    Spare,
     attach,
     slot_views,
 )
@@ -368,3 +369,25 @@ class RingMachine(RuleBasedStateMachine):
 
 RingMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30)
 TestARingNeverHandsOutASlotInUse = RingMachine.TestCase
+
+
+def test_memory_that_was_given_back_is_given_out_again() -> None:
+    spare = Spare()
+    allocator = spare.allocator(Shared, MemorySettings())
+    first = allocator.allocate(100_000)
+    handle = first.handle
+    first.bytes[:3] = 7
+    first.close()
+    first.close()
+    again = allocator.allocate(100_000)
+    assert again.handle == handle
+    other = allocator.allocate(100_000)
+    assert other.handle != handle, "one that is in use is nobody else's"
+    again.close()
+    other.close()
+    larger = allocator.allocate(200_000)
+    assert larger.bytes.nbytes >= 200_000
+    larger.close()
+    assert spare.allocator(Heap, MemorySettings()).allocate(200_000).handle is None
+    spare.close()
+    spare.close()

@@ -16,9 +16,8 @@ from lima2py.detector_file import open_detector
 from lima2py.errors import BadGraph, BadParameter
 from lima2py.graph.definition import GraphDefinition
 from lima2py.graph.measure import Speed, measure
-from lima2py.graph.plan import Plan
+from lima2py.graph.plan import Plan, plan_run
 from lima2py.memory import MemorySettings, RingShape
-from lima2py.node.acquisition_run import plan_run
 from lima2py.session.session import check_name
 from lima2py.session.system import System
 from lima2py.storage.reserve import settle
@@ -83,7 +82,9 @@ class Preview:
             paths = settle(plan.sinks, output, name, run="{run}")
         except BadParameter as error:
             raise BadGraph(f"{graph.where}, {error}") from None
-        speed = measure(graph, plan.spec, ring.frames, output.absolute()) if measured else None
+        speed = None
+        if measured:
+            speed = measure(graph, plan.spec, ring.frames, output.absolute(), acquisition)
         nodes = max(1, len(system.processing))
         return cls(plan, ring, paths, 1 / period if period else 0.0, nodes, speed)
 
@@ -114,6 +115,7 @@ class Preview:
         width = max(map(len, speed.seconds))
         for name, seconds in sorted(speed.seconds.items(), key=lambda item: -item[1]):
             yield f"  {name.ljust(width)}  {as_time(seconds)} a frame"
+        yield from (f"warning: on frames made up for this, {error}" for error in speed.errors)
         held = rate * min(self.nodes, cores)
         if self.asked > held:
             yield (

@@ -13,7 +13,6 @@ field of the task's class. What is wrong with a graph is told at once, a line fo
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 import os
@@ -26,14 +25,15 @@ from heapq import heappop, heappush
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast, get_args
+from typing import Any
 
 from pydantic import JsonValue
 
 from lima2py import plugins
 from lima2py.documents import parse_yaml, read_text, read_yaml, to_yaml
 from lima2py.errors import BadGraph, BadParameter, did_you_mean
-from lima2py.task import ReadByTask, Sink, Task
+from lima2py.graph.kinds import nb_inputs, path_fields, task_class
+from lima2py.task import Sink, Task
 from lima2py.units import Model
 
 DETECTOR = "detector"
@@ -210,7 +210,7 @@ def _put(tasks: Any, path: str, value: JsonValue) -> str | None:
         return f"{at} is not a mapping, so nothing in it can be replaced; {_given(target)}"
     do = tasks[name].get("do")
     if isinstance(do, str) and do in plugins.known(plugins.TASKS):
-        if fields[0] in _path_fields(task_class(do, f"task {name}, do")):
+        if fields[0] in path_fields(task_class(do, f"task {name}, do")):
             value = _absolute(value, Path.cwd())
     target[fields[-1]] = value
     return None
@@ -312,7 +312,7 @@ class _Reader:
         at = f"{self._where}, {at}"
         try:
             kind = task_class(do, f"{at}, do")
-            paths = _path_fields(kind)
+            paths = path_fields(kind)
             parameters = {
                 key: _absolute(value, self._base) if key in paths else value
                 for key, value in entry.items()
@@ -322,7 +322,7 @@ class _Reader:
         except BadParameter as error:
             self._tell(str(error))
             return None
-        least, most = _nb_inputs(kind)
+        least, most = nb_inputs(kind)
         if inputs and not least <= len(inputs) <= most:
             takes = {least: f"{least}", math.inf: f"{least} or more"}.get(
                 most, f"{least} to {most}"
@@ -347,38 +347,6 @@ def _order(inputs: Mapping[str, tuple[str, ...]]) -> list[str]:
         order.append(name)
         sorter.done(name)
     return order
-
-
-def task_class(do: str, where: str) -> type[Task]:
-    """The class of a task by the name it is registered under; see `plugins.load`."""
-    return cast("type[Task]", plugins.load(plugins.TASKS, do, Task, where))
-
-
-def _nb_inputs(kind: type[Task]) -> tuple[int, float]:
-    """The least and the most inputs a task takes: what its `prepare` is given."""
-    _, *given = inspect.signature(kind.prepare).parameters.values()
-    needed = [item for item in given if item.default is item.empty]
-    if any(item.kind is item.VAR_POSITIONAL for item in given):
-        return max(1, len(needed) - 1), math.inf
-    return len(needed), len(given)
-
-
-def _path_fields(kind: type[Task]) -> set[str]:
-    """The parameters of a task that are paths of files it reads."""
-    return {
-        field.alias or name
-        for name, field in kind.model_fields.items()
-        if _is_read(field.metadata) or _holds_read(field.annotation)
-    }
-
-
-def _is_read(metadata: list[Any]) -> bool:
-    return any(isinstance(item, ReadByTask) for item in metadata)
-
-
-def _holds_read(hint: Any) -> bool:
-    """Whether the path of a file to read stands anywhere in a type: `dict[str, InputFile]`."""
-    return _is_read(getattr(hint, "__metadata__", [])) or any(map(_holds_read, get_args(hint)))
 
 
 def _absolute(value: Any, base: Path) -> Any:

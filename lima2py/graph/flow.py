@@ -10,6 +10,7 @@ that takes over from a lost one then gets the group from its beginning.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from time import perf_counter
 
@@ -63,6 +64,7 @@ class Flow:
         self._track = {name: track for track, (name, _) in enumerate(self._sinks, 1)}
         self._said: dict[tuple[str, str], _Frames] = {}
         self._pending: list[Passed] = []
+        self._stopped_by: set[str] = set()
         self._seen: dict[int, int] = {}
         self._since = 0.0
         self._running = False
@@ -70,7 +72,10 @@ class Flow:
         try:
             for step in plan.steps:
                 started.append(step)
-                step.task.start(run.of_task(step.name, step.spec.span))
+                try:
+                    step.task.start(run.of_task(step.name, step.spec.span))
+                except Exception as error:
+                    raise _of_task(step.name, error) from error
             self._fused = [self._fuse(shared) for shared in plan.passes]
         except BaseException:
             for step in started:
@@ -133,7 +138,7 @@ class Flow:
         self._running = False
         pending, self._pending = self._pending, []
         done = self._flush([passed.told() for passed in pending])
-        self._values = []  # they hold the last block, and with it the ring
+        self._values, self._fused = [], []  # they hold the last block, and all constant images
         for recent in self.recent.values():
             recent.end()
         for step in self.plan.steps:
@@ -197,27 +202,22 @@ class Flow:
     def _one(self, step: Step) -> Block:
         """A block through one task."""
         given = self._given(step)
-        if not step.task.takes_absent and given.data is None:
-            return given.carry(step.spec, None)
         others = [self._values[source] for source in step.sources[1:]]
         return self._try(step, [given, *(other for other in others if other is not None)])
 
     def _try(self, step: Step, given: Sequence[Block]) -> Block:
+        if given[0].data is None and not step.task.takes_absent:
+            return _nothing(step.spec, given[0])
         try:
             made: Block = step.task.process(*given)
-            _check_promise(made, step.spec)
+            _check_promise(made, step.spec, given[0])
             return made
         except Exception as error:
             (first, *_), count = given, given[0].count
             if count > 1 and not step.task.remembers and not isinstance(error, _BrokenPromise):
                 parts = [[block.part(n, n + 1) for block in given] for n in range(count)]
-                return Block.join([self._try_if_any(step, part) for part in parts])
+                return Block.join([self._try(step, part) for part in parts])
             return self._failed(step, first, error)
-
-    def _try_if_any(self, step: Step, given: Sequence[Block]) -> Block:
-        if given[0].data is None and not step.task.takes_absent:
-            return given[0].carry(step.spec, None)
-        return self._try(step, given)
 
     def _pass(self, fused: OnePass, shared: Sequence[int]) -> None:
         """A block through the tasks of one pass."""
@@ -231,15 +231,15 @@ class Flow:
         else:
             try:
                 made = fused(given)
-            except Exception as error:
-                made = [error] * len(shared)
+            except Exception as error:  # without the frames it came through: they hold pixels
+                made = [error.with_traceback(None)] * len(shared)
         for number, product in zip(shared, made, strict=True):
             step = steps[number]
             if isinstance(product, Exception):
                 product = self._failed(step, given, product)
-            elif product is not None and product.data is not None:
+            elif product is not None and given.data is not None:
                 try:
-                    _check_promise(product, step.spec)
+                    _check_promise(product, step.spec, given)
                 except _BrokenPromise as error:
                     product = self._failed(step, given, error)
             self._values[number + 1] = product
@@ -249,21 +249,23 @@ class Flow:
     def _failed(self, step: Step, given: Block, error: Exception) -> Block:
         self.failures += 1
         said = Absence(Fate.TASK_FAILED, step.name, in_words(error))
-        frames = [given.index + n for n in range(given.count) if n not in given.absences]
+        present = [given.index + n for n in range(given.count) if n not in given.absences]
+        frames = _of_detector(present, given.spec.span)
         self._remember(f'task "{step.name}"', f"failed: {said.detail}", frames)
-        if step.task.if_fails == "stop":
+        if step.task.if_fails == "stop" and step.name not in self._stopped_by:
+            self._stopped_by.add(step.name)
             self._run.stop(f'task "{step.name}" failed{_Frames(frames)}: {said.detail}')
-        lost = given.refuse(dict.fromkeys(range(given.count), said))
+        lost = Block.absent(given.spec, given.index, given.count, said, given.columns)
         if step.spec.span == given.spec.span:
-            return lost.carry(step.spec, None)
-        n = step.spec.span // given.spec.span
-        first, end = given.index // n, given.end // n
-        return Block.absent(step.spec, first, end - first, said)
+            lost = given.refuse(lost.absences)
+        return _nothing(step.spec, lost)
 
     def _not_saved(self, name: str, error: Exception, given: Block | None = None) -> Absence:
         self.failures += 1
         said = Absence(Fate.NOT_SAVED, name, in_words(error))
-        frames = range(given.index, given.end) if given is not None else ()
+        frames: Sequence[int] = ()
+        if given is not None:
+            frames = _of_detector(range(given.index, given.end), given.spec.span)
         self._remember(f'sink "{name}":', said.detail, frames)
         return said
 
@@ -306,13 +308,19 @@ class Flow:
             size = min(group, last - number * group) if last else group
             complete = self._seen[number] >= size or passed.done.source in self.exhausted
             (ready if complete else waiting).append(passed)
-        more = max(0, len(waiting) - max(1, 2 * self._batch - 1))
-        self._pending = waiting[more:]  # no more can be kept; a lost node loses the others' group
+        self._pending = []
+        room = Counter[int]()  # by acquisition node: each has credits of its own
+        for passed in reversed(waiting):
+            room[passed.done.source] += 1
+            # What is too much is given up: if this node is lost, so is that group.
+            fits = room[passed.done.source] <= max(1, 2 * self._batch - 1)
+            (self._pending if fits else ready).append(passed)
+        self._pending.reverse()
         waits = {_group_of(passed.done, group) for passed in self._pending}
         for passed in ready:
             if (number := _group_of(passed.done, group)) not in waits:
                 self._seen.pop(number, None)
-        return [passed.told() for passed in ready + waiting[:more]]
+        return [passed.told() for passed in ready]
 
     def _flush(self, done: list[DoneBlock]) -> list[DoneBlock]:
         if not done:
@@ -328,6 +336,19 @@ class Flow:
     def _remember(self, who: str, what: str, frames: Iterable[int]) -> None:
         if (who, what) in self._said or len(self._said) < 10_000:  # each may have its own text
             self._said.setdefault((who, what), _Frames()).add(frames)
+
+
+def _of_task(name: str, error: Exception) -> Exception:
+    """The same error, saying which task it came from."""
+    kind = type(error) if isinstance(error, LimaError) else LimaError
+    return kind(f'task "{name}": {in_words(error)}')
+
+
+def _of_detector(products: Sequence[int], span: int) -> Sequence[int]:
+    """The frames of the detector that products stand for."""
+    if span == 1:
+        return products
+    return [frame for number in products for frame in range(number * span, (number + 1) * span)]
 
 
 class _Frames:
@@ -353,9 +374,32 @@ class _BrokenPromise(LimaError):
     """What a task gave is not what it said in `prepare`."""
 
 
-def _check_promise(made: Block, spec: FrameSpec) -> None:
+def _nothing(spec: FrameSpec, given: Block) -> Block:
+    """What comes out of a task for a block whose frames are all absent."""
+    n = spec.span // given.spec.span
+    if n == 1:
+        return given.carry(spec, None)
+    first, end = given.index // n, given.end // n
+    said = {
+        product - first: given.absences[max(product * n - given.index, 0)]
+        for product in range(first, end)
+    }
+    return Block(spec, first, end - first, None, said, origin=given.origin)
+
+
+def _check_promise(made: Block, spec: FrameSpec, given: Block) -> None:
+    if not isinstance(made, Block):
+        raise _BrokenPromise(f"gave {type(made).__name__}, should be a Block")
+    n = spec.span // given.spec.span
+    first, end = given.index // n, given.end // n
+    if (made.index, made.end) != (first, end):
+        raise _BrokenPromise(
+            f"gave frames {made.index} to {made.end - 1} instead of {first} to {end - 1}"
+        )
     data = made.data
     if data is None:
+        if len(made.absences) < made.count:
+            raise _BrokenPromise("gave no data, and not for every frame a reason")
         return
     if isinstance(data, Ragged):
         if spec.kind != "sparse" or data.dtype != spec.dtype or len(data) != made.count:

@@ -7,13 +7,14 @@ what compresses well; others hold random numbers. Files are written to a folder 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 
+from lima2py.acquisition import Acquisition, Parameters
 from lima2py.frame import Array, Block, FrameSpec
 from lima2py.graph.definition import GraphDefinition
 from lima2py.graph.flow import Flow
@@ -33,10 +34,12 @@ class Speed:
     Attributes:
         frames: how many were measured.
         seconds: for one frame, by the tasks of each pass, and `flush`, the files made safe.
+        errors: what failed on the frames made up: of that the cost is not known.
     """
 
     frames: int
     seconds: Mapping[str, float]
+    errors: Sequence[str] = ()
 
     @property
     def frames_per_second(self) -> float:
@@ -44,7 +47,13 @@ class Speed:
         return 1 / max(sum(self.seconds.values()), 1e-9)
 
 
-def measure(definition: GraphDefinition, spec: FrameSpec, frames: int, folder: Path) -> Speed:
+def measure(
+    definition: GraphDefinition,
+    spec: FrameSpec,
+    frames: int,
+    folder: Path,
+    acquisition: Acquisition,
+) -> Speed:
     """Run made-up frames through a graph.
 
     Args:
@@ -52,17 +61,20 @@ def measure(definition: GraphDefinition, spec: FrameSpec, frames: int, folder: P
         spec: of its frames.
         frames: in one block.
         folder: where files will be written: that decides about the speed, too.
+        acquisition: what is asked of the detector; some tasks need its exposure time.
 
     Raises:
-        StorageError: if a file cannot be written.
-        LimaError: if a task fails.
+        StorageError: if a file cannot be made.
+        LimaError: if a task cannot start.
     """
     plan = Plan.make(definition, spec)
     data = _made_up(spec, frames)
     there = next(place for place in (folder, *folder.parents) if place.is_dir())
     with tempfile.TemporaryDirectory(prefix=".lima2py-", dir=there) as scratch:
         paths = {name: f"{scratch}/{name}" for name in plan.sinks}
-        flow = Flow(plan, RunContext("0" * 32, "check", paths=paths, frames_per_block=frames), 1)
+        told = Parameters({}, {"acquisition": acquisition.plain()}, {})
+        run = RunContext("0" * 32, "check", parameters=told, paths=paths, frames_per_block=frames)
+        flow = Flow(plan, run, 1)
         try:
             spent, flushed, count = _timed(flow, spec, data)
         finally:
@@ -71,7 +83,7 @@ def measure(definition: GraphDefinition, spec: FrameSpec, frames: int, folder: P
     seconds = {name: time / count for name, time in zip(names, spent, strict=True)}
     if plan.sinks:
         seconds["flush"] = flushed / count
-    return Speed(count, seconds)
+    return Speed(count, seconds, flow.errors)
 
 
 def _timed(flow: Flow, spec: FrameSpec, data: Array) -> tuple[list[float], float, int]:

@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lima2py.acquisition import Acquisition
+from lima2py.detector import Detector
 from lima2py.errors import BadGraph, BadParameter
 from lima2py.frame import FrameSpec
 from lima2py.geometry import Affine
 from lima2py.graph.definition import DETECTOR, GraphDefinition
+from lima2py.memory import RingShape
 from lima2py.onepass import Pixelwise, Stripwise
 from lima2py.task import Sink, Task
 from lima2py.tasks.rois import RoiCounters
@@ -181,6 +184,39 @@ class Plan:
             if step.task.needs
         ]
         return "\n".join(lines)
+
+
+def plan_run(
+    detector: Detector,
+    asked: Acquisition,
+    graph: GraphDefinition,
+    ring_bytes: int,
+    shares: int,
+) -> tuple[Plan, RingShape]:
+    """The plan and the ring for what is asked of a detector; touches nothing.
+
+    Args:
+        detector: not prepared yet.
+        asked: what it shall do.
+        graph: what is to be done with its frames.
+        ring_bytes: the memory to use for the ring.
+        shares: in how many parts the frames are shared out among nodes.
+
+    Raises:
+        BadParameter: what cannot be.
+        LimaError: if the ring is too small.
+    """
+    detector.capabilities.check(asked, detector.info)
+    plan = Plan.make(graph, detector.describe(asked))
+    shape = RingShape.plan(
+        plan.spec,
+        ring_bytes,
+        group=plan.group,
+        nb_frames=asked.nb_frames,
+        period=detector.shortest_period(asked),
+        nodes=shares,
+    )
+    return plan, shape
 
 
 def _product(spec: FrameSpec) -> str:

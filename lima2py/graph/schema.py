@@ -8,7 +8,8 @@ from typing import Any
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
 
 from lima2py import plugins
-from lima2py.graph.definition import DETECTOR, task_class
+from lima2py.graph.definition import DETECTOR
+from lima2py.graph.kinds import task_class
 from lima2py.units import metres, seconds, size_in_bytes
 
 

@@ -7,7 +7,8 @@ added. Frames are added in their order, so that the size of blocks makes no diff
 """
 
 import numpy as np
-from numba import njit
+
+from lima2py.kernels.compiled import njit
 
 TILE = 2048
 """Pixels of a tile: even two arrays of float64 fit the first cache."""

@@ -9,7 +9,8 @@ what is missing from it where a pixel has no valid value.
 """
 
 import numpy as np
-from numba import njit
+
+from lima2py.kernels.compiled import njit
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

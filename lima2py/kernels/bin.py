@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
+from lima2py.kernels.compiled import njit
+from lima2py.kernels.prefetch import fetch
 
 OPTIONS: dict[str, Any] = {
     "nogil": True,
@@ -24,9 +25,26 @@ OPTIONS: dict[str, Any] = {
 @njit(**OPTIONS)
 def sums(rows, x, y, line, out):  # type: ignore[no-untyped-def]
     """Sums in the type of `line` and `out`, which must be wide enough."""
+    flat = rows.reshape(-1)
+    of_group, cache_line = y * rows.shape[1], 64 // rows.itemsize
     for number in range(out.shape[0]):
-        _add_rows(rows[number * y : (number + 1) * y], line)
-        _add_along(line, x, out[number])
+        for place in range((number + 1) * of_group, (number + 2) * of_group, cache_line):
+            fetch(flat, place)  # the next group, while this one is added up
+        group = rows[number * y : (number + 1) * y]
+        if x == 2 and y == 2:
+            _add_two_by_two(group[0], group[1], out[number])
+        else:
+            _add_rows(group, line)
+            _add_along(line, x, out[number])
+
+
+@njit(**OPTIONS)
+def _add_two_by_two(first, second, out):  # type: ignore[no-untyped-def]
+    number = out.dtype.type
+    for place in range(out.size):
+        left = number(first[2 * place]) + number(second[2 * place])
+        right = number(first[2 * place + 1]) + number(second[2 * place + 1])
+        out[place] = left + right
 
 
 @njit(**OPTIONS)

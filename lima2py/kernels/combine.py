@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
+from lima2py.kernels.compiled import njit
 
 OPTIONS: dict[str, Any] = {
     "nogil": True,

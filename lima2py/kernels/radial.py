@@ -3,7 +3,8 @@
 import math
 
 import numpy as np
-from numba import njit
+
+from lima2py.kernels.compiled import njit
 
 FAST = {"reassoc", "contract", "nsz"}
 

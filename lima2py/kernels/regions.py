@@ -13,8 +13,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import overload
+
+from lima2py.kernels.compiled import njit
 
 _SUMS = {"reassoc", "contract", "nsz"}
 """Numbers may be added in another order; NaN and infinity stay what they are."""
@@ -24,7 +26,7 @@ _SMALL = 1023
 """The sum of so many squares of numbers up to this one fits 32 bits: 2048 × 1023**2 < 2**31."""
 
 
-@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True, error_model="numpy")
 def _first(pieces: Any, begin: Any, end: Any, row: Any) -> Any:
     """The first of some pieces that reaches to a row or below."""
     while begin < end:
@@ -36,13 +38,13 @@ def _first(pieces: Any, begin: Any, end: Any, row: Any) -> Any:
     return begin
 
 
-@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True, error_model="numpy")
 def _lines(strip: Any, row: Any, piece: Any) -> Any:
     """Which lines of a strip a piece has: the first one, and the one after the last."""
     return max(piece[0] - row, 0), min(piece[1] - row, len(strip))
 
 
-@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True, error_model="numpy")
 def _cut(strip: Any, row: Any, piece: Any) -> Any:
     """The part of a piece in a strip: some lines, and the columns in them.
 
@@ -76,7 +78,7 @@ def _look_at(lines: Any, left: Any, right: Any) -> Any:
     return _look_at_whole(np.int64 if pixel.bitwidth == 32 else np.float64)
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=_SUMS)  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_SUMS)
 def _look_at_step(some: Any) -> Any:
     """Least, greatest, sum and sum of squares of up to `_STEP` small whole numbers, all exact."""
     least = most = some[0]
@@ -196,7 +198,7 @@ def _look_at_floats(kind: Any, sign: int) -> Any:
     return look
 
 
-@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True, error_model="numpy")
 def counters(
     strip: Any, row: Any, frame: Any, starts: Any, pieces: Any, keys: Any, sums: Any
 ) -> None:
@@ -238,7 +240,7 @@ def counters(
                 known[2] += spread
 
 
-@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True, error_model="numpy")
 def counters_and_zeros(
     strip: Any, row: Any, frame: Any, starts: Any, pieces: Any, keys: Any, sums: Any, zeros: Any
 ) -> None:
@@ -258,7 +260,7 @@ def counters_and_zeros(
                 zeros[frame, region] += np.int64(found)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True, error_model="numpy")
 def above(
     strip: Any, row: Any, frame: Any, starts: Any, pieces: Any, limit: Any, counts: Any
 ) -> None:
@@ -277,7 +279,7 @@ def above(
                 counts[frame, region] += np.int64(found)
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=_SUMS)  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_SUMS)
 def profile(
     strip: Any, row: Any, frame: Any, starts: Any, pieces: Any, columns: Any, sums: Any
 ) -> None:
@@ -308,7 +310,7 @@ def profile(
                 to[row + y - piece[0]] = total
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=_SUMS)  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_SUMS)
 def centre(
     strip: Any, row: Any, frame: Any, starts: Any, pieces: Any, limit: Any, sums: Any
 ) -> None:
@@ -366,7 +368,7 @@ def _total_of(line: Any) -> Any:
     return add
 
 
-@njit(nogil=True, cache=True, error_model="numpy", fastmath=_SUMS)  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True, error_model="numpy", fastmath=_SUMS)
 def products(
     strip: Any,
     row: Any,
@@ -451,7 +453,7 @@ def _bin_of(value: Any, table: Any, edges: Any) -> Any:
     return find
 
 
-@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True, error_model="numpy")
 def histogram(
     strip: Any, row: Any, frame: Any, starts: Any, pieces: Any, table: Any, edges: Any, counts: Any
 ) -> None:

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import njit, types
-from numba.core import cgutils
+from numba import types
 from numba.extending import intrinsic
+
+from lima2py.kernels.compiled import njit
+from lima2py.kernels.prefetch import fetch
 
 _ONE = np.uint64(1)
 _FOUR = np.uint64(4)
@@ -56,23 +58,6 @@ def _above(_context: Any, pixels: Any, first: Any, limit: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]
-def _fetch(_context: Any, pixels: Any, place: Any) -> Any:
-    """Have a pixel ready soon; it need not exist."""
-
-    def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        array = context.make_array(signature.args[0])(context, builder, arguments[0])
-        number, address = ir.IntType(32), ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [address, number, number, number])
-        prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        place = builder.bitcast(builder.gep(array.data, [arguments[1]]), address)
-        how = [ir.Constant(number, value) for value in (0, 3, 1)]  # for reading, near, data
-        builder.call(prefetch, [place, *how])
-        return context.get_dummy_value()
-
-    return types.void(pixels, types.intp), write
-
-
-@intrinsic  # type: ignore[untyped-decorator]
 def _lowest(_context: Any, bits: Any) -> Any:
     """The number of the lowest bit that is set; 64 if none is."""
 
@@ -92,7 +77,7 @@ def _how_many(_context: Any, bits: Any) -> Any:
     return types.uint64(types.uint64), write
 
 
-@njit(nogil=True, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]
+@njit(nogil=True, cache=True, error_model="numpy")
 def sparsify(
     strip: Any, row: Any, frame: Any, limit: Any, counts: Any, indices: Any, values: Any
 ) -> None:
@@ -115,7 +100,7 @@ def sparsify(
     cache_line = 64 // flat.itemsize
     for first in range(0, whole, 64):
         for place in range(first + _AHEAD, first + _AHEAD + 64, cache_line):
-            _fetch(flat, place)
+            fetch(flat, place)
         bits = _above(flat, first, limit)
         if bits == 0:
             continue

@@ -11,6 +11,7 @@ import msgspec
 from lima2py.detector import Detector
 from lima2py.detector_file import open_detector
 from lima2py.errors import BadCommand
+from lima2py.memory import Spare
 from lima2py.node.acquisition_run import AcquisitionRun
 from lima2py.node.life import State
 from lima2py.node.node import PATIENCE, Node, forget_ended
@@ -26,6 +27,7 @@ class AcquisitionNode(Node):
         super().__init__(*args, **kwargs)
         self._detector: tuple[DetectorOrder, Detector] | None = None
         self._runs: dict[str, AcquisitionRun] = {}
+        self._spare = Spare()
 
     @property
     def runs(self) -> Mapping[str, AcquisitionRun]:
@@ -73,7 +75,7 @@ class AcquisitionNode(Node):
             elif run.life.state is State.PREPARED:
                 run.abandon(PATIENCE)
         forget_ended(self._runs)
-        run = AcquisitionRun(told, self, self._open(told.detector))
+        run = AcquisitionRun(told, self, self._open(told.detector), self._spare)
         self._runs[told.run] = run
         plain = msgspec.to_builtins(run.ready)
         assert isinstance(plain, dict)  # noqa: S101 - for the type checker
@@ -86,6 +88,7 @@ class AcquisitionNode(Node):
     def close(self) -> None:
         """See `Node.close`."""
         super().close()
+        self._spare.close()
         if self._detector is not None:
             self._detector[1].close()
             self._detector = None

@@ -19,11 +19,10 @@ from lima2py.acquisition import Acquisition, Parameters
 from lima2py.detector import Detector, Share
 from lima2py.errors import BadCommand, LimaError, in_words
 from lima2py.frame import Absence, Fate
-from lima2py.graph.definition import GraphDefinition
 from lima2py.graph.flow import Flow
-from lima2py.graph.plan import Plan
+from lima2py.graph.plan import plan_run
 from lima2py.graph.recent import Recent
-from lima2py.memory import Heap, MemorySettings, Placed, Ring, RingShape, Shared
+from lima2py.memory import Heap, MemorySettings, Ring, Shared, Spare
 from lima2py.node.ledger import Ledger
 from lima2py.node.life import Outcome, State, worst
 from lima2py.node.node import Node
@@ -56,50 +55,17 @@ OUR_FAULT = (
 KEPT_RANGES = 1000
 
 
-def plan_run(
-    detector: Detector,
-    asked: Acquisition,
-    graph: GraphDefinition,
-    ring_bytes: int,
-    shares: int,
-) -> tuple[Plan, RingShape]:
-    """The plan and the ring for what is asked of a detector; touches nothing.
-
-    Args:
-        detector: not prepared yet.
-        asked: what it shall do.
-        graph: what is to be done with its frames.
-        ring_bytes: the memory to use for the ring.
-        shares: in how many parts the frames are shared out among nodes.
-
-    Raises:
-        BadParameter: what cannot be.
-        LimaError: if the ring is too small.
-    """
-    detector.capabilities.check(asked, detector.info)
-    plan = Plan.make(graph, detector.describe(asked))
-    shape = RingShape.plan(
-        plan.spec,
-        ring_bytes,
-        group=plan.group,
-        nb_frames=asked.nb_frames,
-        period=detector.shortest_period(asked),
-        nodes=shares,
-    )
-    return plan, shape
-
-
 class AcquisitionRun(Run):
     """Detector → outlet."""
 
-    def __init__(self, order: AcquisitionOrder, node: Node, detector: Detector):
+    def __init__(self, order: AcquisitionOrder, node: Node, detector: Detector, spare: Spare):
         settings = MemorySettings.load(order.memory, f"{node.who}, memory")
         settings.apply_affinity()
         asked = Acquisition.load(order.requested, "acquisition")
         shares = max(1, order.nodes) * order.size
         plan, shape = plan_run(detector, asked, read_graph(order.graph), settings.ring, shares)
         super().__init__(order.run, node.who, plan)
-        group = max(plan.group, shape.frames // plan.group * plan.group)
+        group = order.group or max(plan.group, shape.frames // plan.group * plan.group)
         self.order = order
         self.detector = detector
         self.masters: dict[str, str] = {}
@@ -117,7 +83,7 @@ class AcquisitionRun(Run):
         try:
             hardware = detector.prepare(asked, self._share)
             self._ring = Ring(
-                plan.spec, shape, Placed(Shared() if order.nodes else Heap(), settings)
+                plan.spec, shape, spare.allocator(Shared if order.nodes else Heap, settings)
             )
             self.ledger = Ledger(plan.sink_spans, hardware.nb_frames)
             if order.nodes:
@@ -145,6 +111,7 @@ class AcquisitionRun(Run):
             host=self._node.identity,
             addresses=self._books.addresses if self._books else [],
             spec=self.plan.spec.plain(),
+            group=self._share.group,
             ring=self._ring.shape,
             handle=self._ring.buffer.handle,
             paths=dict(self._reserved.paths) if self._reserved else {},
@@ -258,7 +225,7 @@ class AcquisitionRun(Run):
                     outlet.process(block, self.readout.slot)
                 self._settle(outlet.collect(idle=block is None))
             ended = self.readout.ended
-        except Exception as error:
+        except BaseException as error:  # whatever it is, the frames must be accounted for
             broken = True
             said = in_words(error)
             if not isinstance(error, LimaError):
@@ -282,7 +249,8 @@ class AcquisitionRun(Run):
         fate, why = ended or (Fate.NODE_LOST, "nobody said what became of it")
         if self._aborted:
             fate, why = Fate.ABORTED, "aborted"
-        self.ledger.close(Absence(fate, "run", why), self._share)
+        said = Absence(fate, "run", why)
+        self.ledger.close(said, self._share)
         stopped = self.life.state is State.STOPPING
         if self._aborted:
             outcome = Outcome.ABORTED
@@ -299,10 +267,14 @@ class AcquisitionRun(Run):
         if self._lead_books is not None:
             self._send_account(outcome)
             return outcome
-        for account in self._gather_accounts():
+        accounts = self._gather_accounts()
+        for account in accounts:
             self.ledger.merge(account.ledger)
             self.errors += [text for text in account.errors if text not in self.errors]
             outcome = worst([outcome, Outcome(account.outcome)])
+        for rank in (0, *(account.source for account in accounts)):
+            # Endless runs end at another frame on each node.
+            self.ledger.close(said, self._share._replace(rank=rank))
         if self.order.size > 1:
             self.ledger.close(Absence(Fate.NODE_LOST, "ledger", "its acquisition node was lost"))
             if self._we_lost_frames() and outcome is not Outcome.ABORTED:

@@ -20,8 +20,9 @@ from lima2py.node.run import Run
 from lima2py.tasks.tap import Tap
 from lima2py.transport.sockets import PrivateFolder, new_context
 
-KEPT_RUNS = 4
-"""Runs, the present one with them, that can be asked for their taps, state and report."""
+KEPT_RUNS = 2
+"""Runs, the present one with them, that can be asked for their taps, streams, state and report:
+each keeps up to 64 MiB of every small product, and the images that its tasks were given."""
 PATIENCE = 3.0
 """Seconds a run is given to close its files when its node is closed."""
 

@@ -37,7 +37,8 @@ class AcquisitionOrder(msgspec.Struct, frozen=True):
     """What an acquisition node needs to know of a run.
 
     `nodes` is the number of processing nodes; with 0 the graph runs in the acquisition node itself.
-    Node `rank` of `size` delivers its share of the frames; the one of rank 0 keeps the books.
+    Node `rank` of `size` delivers every `size`-th group of `group` frames. The one of rank 0 keeps
+    the books, and chooses the group, which is 0 in its own order.
     """
 
     run: str
@@ -50,6 +51,7 @@ class AcquisitionOrder(msgspec.Struct, frozen=True):
     nodes: int
     rank: int = 0
     size: int = 1
+    group: int = 0
 
 
 class AcquisitionReady(msgspec.Struct, frozen=True):
@@ -59,6 +61,7 @@ class AcquisitionReady(msgspec.Struct, frozen=True):
     host: str
     addresses: list[str]
     spec: dict[str, Any]
+    group: int
     ring: RingShape
     handle: Handle | None
     paths: dict[str, str]

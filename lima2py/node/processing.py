@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from lima2py.errors import BadCommand
+from lima2py.errors import BadCommand, in_words
 from lima2py.frame import FrameSpec
 from lima2py.graph.flow import Flow
 from lima2py.graph.plan import Plan
@@ -73,11 +73,15 @@ class ProcessingRun(Run):
 
     def loop(self) -> Outcome:
         """Blocks through the graph until every acquisition node has said its end."""
-        for block in self.pull:
-            if block is not None:
-                self.flow.process(block)
-            if done := self.flow.collect(idle=block is None):
-                self.pull.acknowledge(done)
+        try:
+            for block in self.pull:
+                if block is not None:
+                    self.flow.process(block)
+                if done := self.flow.collect(idle=block is None):
+                    self.pull.acknowledge(done)
+        except BaseException as error:  # others take over at once when they are told
+            self.pull.farewell(self.flow.files, [f"{self.who}: {in_words(error)}"])
+            raise
         self.pull.acknowledge(self.flow.finish())
         self.errors += [f"{self.who}: {text}" for text in self.flow.errors]
         self.pull.farewell(self.flow.files, self.errors)

@@ -70,20 +70,23 @@ def streamed(
     """
     after = {handle.name: -1 for handle in nodes}
     waiting: list[tuple[int, int, Block]] = []
+    told_to = dict.fromkeys(after, -1)
     expected: int | None = None
     missed = False
     spec: FrameSpec | None = None
     heard = time.monotonic()
     while True:
+        news = False
         for handle, told in _ask("stream", nodes, run, task, after):
             spec = FrameSpec.from_plain(told["spec"])
             for serial, packed in told["blocks"]:
                 if expected is None:
                     expected = 0 if serial == 0 else packed["index"]
-                missed = missed or (after[handle.name] >= 0 and serial > after[handle.name] + 1)
+                missed = missed or serial > after[handle.name] + 1
                 after[handle.name] = serial
+                told_to[handle.name] = packed["index"]
                 heappush(waiting, (packed["index"], id(packed), product_of(spec, packed)))
-                heard = time.monotonic()
+                news = True
             if told["ended"]:
                 del after[handle.name]
         while waiting and expected is not None:
@@ -94,7 +97,7 @@ def streamed(
                 heappop(waiting)
                 yield block.part(expected - index, block.count)
                 expected = block.end
-            elif missed or not after:
+            elif not after or (missed and all(told_to[name] >= index for name in after)):
                 yield _missing(account()[0] if not after else (), expected, index, block.spec)
                 expected = index
             else:
@@ -104,9 +107,11 @@ def streamed(
             if spec is not None and (expected or 0) < end // spec.span:  # a lost node had the last
                 yield _missing(ranges, expected or 0, end // spec.span, spec)
             return
-        if timeout is not None and time.monotonic() - heard > timeout:
+        if news:
+            heard = time.monotonic()  # whoever reads may have taken long
+        elif timeout is not None and time.monotonic() - heard > timeout:
             raise TimeoutError(f'task "{task}" gave nothing for {timeout:g} s')
-        if not waiting or time.monotonic() - heard > PAUSE:
+        else:
             time.sleep(PAUSE)
 
 

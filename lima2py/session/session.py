@@ -15,36 +15,21 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import msgspec
-
 from lima2py.acquisition import Acquisition
-from lima2py.errors import BadCommand, BadParameter, LimaError, NodeError, did_you_mean
-from lima2py.frame import Fate, Frame
+from lima2py.errors import BadCommand, BadParameter, LimaError, did_you_mean
+from lima2py.frame import Frame
 from lima2py.graph.definition import GraphDefinition, load_graph, parse_graph
-from lima2py.node.acquisition import AcquisitionNode
 from lima2py.node.life import State
-from lima2py.node.orders import (
-    AcquisitionOrder,
-    AcquisitionReady,
-    ConnectOrder,
-    DetectorOrder,
-    GraphText,
-    ProcessingOrder,
-    ProcessingReady,
-)
+from lima2py.session.fleet import Fleet
 from lima2py.session.follow import Ranges, frames_of, streamed, tapped
-from lima2py.session.launch import Child, Handle, Inside, Remote
 from lima2py.session.report import Report
-from lima2py.session.system import NodePlace, System, open_system
+from lima2py.session.system import System, open_system
 from lima2py.session.watch import Progress, Watch
-from lima2py.transport.sockets import PrivateFolder, new_context
 
-PREPARE_TIMEOUT = 120.0
 STREAM_PATIENCE = 60.0
 """Seconds a stream that has come to its end waits for the report of the run."""
 
@@ -59,10 +44,7 @@ class Session:
         self.run = ""
         """Id of the prepared, running or last run."""
         self._name = ""
-        self._context = new_context()
-        self._folder: PrivateFolder | None = None
-        self._acquisition: list[Handle] = []
-        self._processing: list[Handle] = []
+        self.nodes = Fleet()
         self._prepared = False
         self._watch: Watch | None = None
         self._graph: GraphDefinition | None = None
@@ -130,19 +112,22 @@ class Session:
         check_name(name)
         if self._prepared:
             self._give_up()
-        self._start_nodes()
+        self.nodes.start(self.system)
+        self._watch = None
         self.run = uuid.uuid4().hex
         self._name = name
         try:
-            return self._prepare_nodes(
-                GraphText(definition.text, definition.where, str(definition.base)),
-                str(Path(output).absolute()),
-                name,
-                requested,
+            lead = self.nodes.prepare(
+                self.run, name, definition, str(Path(output).absolute()), requested
             )
+            hardware = Acquisition.load(lead.parameters.hardware["acquisition"], "acquisition")
         except BaseException:
             self._give_up()
             raise
+        self.plan = lead.plan
+        self._taps = lead.taps
+        self._prepared = True
+        return hardware
 
     def update(self, task: str, **parameters: Any) -> None:
         """Change parameters of a task for the next run: `prepare` without a graph then has them.
@@ -154,6 +139,7 @@ class Session:
             BadCommand: if no graph was ever prepared.
             BadParameter: if there is no such task or parameter, or a value cannot be.
         """
+        self._refuse_if_closed("update")
         if self._graph is None:
             raise BadCommand("the session has no graph yet to update; it can: prepare")
         changes = {f"{task}.{name}": value for name, value in parameters.items()}
@@ -161,7 +147,7 @@ class Session:
         over = self._watch is None or self._watch.over.is_set()
         if task in self._taps and (self._prepared or not over):
             changed = self._graph.tasks[task].task.plain()
-            for handle in self._graph_nodes():
+            for handle in self.nodes.of_graph:
                 handle.look("change_tap", run=self.run, task=task, parameters=changed)
 
     def start(self) -> None:
@@ -175,12 +161,12 @@ class Session:
             raise BadCommand(f"the session cannot start while {self.state.value}; it can: prepare")
         self._prepared = False
         try:
-            for handle in [*self._processing, *reversed(self._acquisition)]:
+            for handle in [*self.nodes.processing, *reversed(self.nodes.acquisition)]:
                 handle.call("start", run=self.run)
         except LimaError:
             self._give_up()
             raise
-        self._watch = Watch(self.run, self._name, self._acquisition, self._processing)
+        self._watch = Watch(self.run, self._name, self.nodes.acquisition, self.nodes.processing)
         self._watch.start()
 
     def trigger(self) -> None:
@@ -190,7 +176,7 @@ class Session:
             BadCommand: if the run is not going, or the detector takes none now.
         """
         self._running("trigger")
-        for handle in self._acquisition:
+        for handle in self.nodes.acquisition:
             handle.look("trigger")
 
     def stop(self) -> None:
@@ -257,10 +243,11 @@ class Session:
             BadParameter: if the graph has no such tap.
             TimeoutError: if no frame came in time.
         """
+        self._refuse_if_closed("look")
         if name not in self._taps:
             raise BadParameter(f'tap "{name}": the graph has no such tap'
                                f"{did_you_mean(name, self._taps)}")  # fmt: skip
-        return tapped(self._graph_nodes(), self.run, name, timeout)
+        return tapped(self.nodes.of_graph, self.run, name, timeout)
 
     def stream(
         self, name: str, channel: str | None = None, timeout: float | None = None
@@ -280,6 +267,7 @@ class Session:
             BadCommand: if no run was started.
             TimeoutError: if no frame came in time.
         """
+        self._refuse_if_closed("look")
         watch = self._watch
         if watch is None:
             raise BadCommand("the session has nothing to stream yet; it can: prepare, start")
@@ -287,11 +275,9 @@ class Session:
         def account() -> tuple[Ranges, int]:
             if not watch.over.wait(STREAM_PATIENCE):
                 return (), 0
-            report = watch.report()
-            never = (Fate.NOT_ACQUIRED.word, Fate.ABORTED.word)
-            return report.absences, report.asked - sum(report.absent.get(w, 0) for w in never)
+            return watch.report().absences, watch.progress.acquired
 
-        blocks = streamed(self._graph_nodes(), self.run, name, timeout, account)
+        blocks = streamed(self.nodes.of_graph, self.run, name, timeout, account)
         return frames_of(blocks, name, channel)
 
     def close(self) -> None:
@@ -303,11 +289,7 @@ class Session:
             self._watch.close()
         if self._prepared:
             self._give_up()
-        for handle in [*self._acquisition, *self._processing]:
-            handle.close()
-        self._context.destroy(linger=0)
-        if self._folder is not None:
-            self._folder.close()
+        self.nodes.close()
 
     def __enter__(self) -> Self:
         return self
@@ -322,6 +304,10 @@ class Session:
 
     # How it is done
 
+    def _give_up(self) -> None:
+        self._prepared = False
+        self.nodes.give_up(self.run)
+
     def _definition(
         self, graph: str | Path | GraphDefinition | None, overrides: Mapping[str, Any]
     ) -> GraphDefinition:
@@ -334,9 +320,12 @@ class Session:
             return graph
         return parse_graph(graph.text, graph.where, graph.base, overrides)
 
-    def _refuse_if_running(self, command: str) -> None:
+    def _refuse_if_closed(self, command: str) -> None:
         if self._closed:
             raise BadCommand(f"the session cannot {command}: it is closed")
+
+    def _refuse_if_running(self, command: str) -> None:
+        self._refuse_if_closed(command)
         if self._watch is not None and not self._watch.over.is_set():
             raise BadCommand(
                 f"the session cannot {command} while {self.state.value};"
@@ -350,109 +339,6 @@ class Session:
                 f"the session cannot {command} while {self.state.value}; it can: {can}"
             )
         return self._watch
-
-    def _start_nodes(self) -> None:
-        """Start, or start again, what is not there."""
-        if not self.system.processing:
-            if not self._acquisition:
-                self._acquisition.append(Inside(AcquisitionNode("local")))
-            return
-        if self._folder is None:
-            self._folder = PrivateFolder()
-        fresh: list[Child] = []
-        for kind, places, handles in (
-            ("acquisition", self.system.acquisition, self._acquisition),
-            ("processing", self.system.processing, self._processing),
-        ):
-            for rank, place in enumerate(places):
-                if rank < len(handles):
-                    old = handles[rank]
-                    if not isinstance(old, Child) or old.running:
-                        continue
-                    old.close()
-                    del handles[rank]
-                handle = self._reach(kind, rank, place, self._folder)
-                handles.insert(rank, handle)
-                if isinstance(handle, Child):
-                    fresh.append(handle)
-        for child in fresh:
-            child.wait_ready()
-
-    def _reach(self, kind: str, rank: int, place: NodePlace, folder: PrivateFolder) -> Remote:
-        """A handle on a node: on one that runs somewhere, or on one started here now."""
-        if place.address is None:
-            host = self.system.host_of(place)
-            return Child(self._context, kind, place.node, rank, folder, host)
-        remote = Remote(self._context, place.node, rank, place.address)
-        try:
-            remote.check_kind(kind)
-        except LimaError:
-            remote.close()
-            raise
-        return remote
-
-    def _prepare_nodes(
-        self, graph: GraphText, output: str, name: str, requested: Acquisition
-    ) -> Acquisition:
-        system = self.system
-        detector = DetectorOrder(system.detector, system.set, str(system.base))
-        asked = requested.model_dump(mode="json", by_alias=True, exclude_unset=True)
-        plain: dict[str, Any] = {}
-        readies = []
-        places = system.acquisition or (None,)
-        for rank, (handle, place) in enumerate(zip(self._acquisition, places, strict=True)):
-            order = AcquisitionOrder(
-                run=self.run, name=name, output=output, graph=graph, detector=detector,
-                requested=asked, memory=system.memory_of(place), nodes=len(self._processing),
-                rank=rank, size=len(self._acquisition),
-            )  # fmt: skip
-            plain = handle.call(
-                "prepare", timeout=PREPARE_TIMEOUT, order=msgspec.to_builtins(order)
-            )
-            readies.append(msgspec.convert(plain, AcquisitionReady))
-        lead = readies[0]
-        if self._processing:
-            receivers = self._prepare_processing(graph, name, readies)
-            connect = ConnectOrder(receivers, lead.addresses, lead.host)
-            for handle in self._acquisition:
-                handle.call("connect", run=self.run, order=msgspec.to_builtins(connect))
-        self.plan = lead.plan
-        self._taps = lead.taps
-        self._prepared = True
-        return Acquisition.load(lead.parameters.hardware["acquisition"], "acquisition")
-
-    def _prepare_processing(
-        self, graph: GraphText, name: str, readies: list[AcquisitionReady]
-    ) -> list[ProcessingReady]:
-        def prepare(handle: Handle) -> ProcessingReady:
-            order = ProcessingOrder(
-                self.run,
-                name,
-                graph,
-                self.system.memory_of(self.system.processing[handle.rank]),
-                handle.rank,
-                len(self._processing),
-                readies,
-            )
-            return msgspec.convert(
-                handle.call("prepare", timeout=PREPARE_TIMEOUT, order=msgspec.to_builtins(order)),
-                ProcessingReady,
-            )
-
-        with ThreadPoolExecutor(len(self._processing)) as pool:
-            return list(pool.map(prepare, self._processing))
-
-    def _give_up(self) -> None:
-        """Undo what was prepared, or started, in part."""
-        self._prepared = False
-        for handle in [*self._acquisition, *self._processing]:
-            try:
-                handle.call("give_up", run=self.run)
-            except NodeError:
-                continue  # it is gone, and what it held with it
-
-    def _graph_nodes(self) -> list[Handle]:
-        return self._processing or self._acquisition
 
 
 def check_name(name: str) -> None:

@@ -17,6 +17,7 @@ from pydantic import Field, PrivateAttr
 from lima2py.errors import BadParameter
 from lima2py.frame import Absence, Array, Block, Fate, FrameSpec
 from lima2py.task import RunContext, Task
+from lima2py.tasks.inputs import needs_numbers
 
 _MOST_OPEN = 8
 """Products of which only a part has come. One whose other frames went to another node stays."""
@@ -108,8 +109,7 @@ class Accumulate(Task):
                 f"from: a {spec.kind} product cannot be accumulated, only images and vectors can;"
                 " accumulate the images before it is made"
             )
-        if spec.dtype.kind not in "biuf" or not spec.dtype.isnative or spec.dtype == np.float16:
-            raise BadParameter(f"from: pixels of {spec.dtype} cannot be accumulated")
+        needs_numbers(spec.dtype)
         if self.overflow == "saturate" and (self.how != "sum" or spec.dtype.kind not in "iu"):
             what = self.how if self.how != "sum" else f"sum of {spec.dtype}"
             raise BadParameter(

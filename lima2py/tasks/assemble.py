@@ -20,6 +20,7 @@ from lima2py.errors import BadParameter
 from lima2py.frame import Array, Block, FrameSpec
 from lima2py.geometry import Affine, Roi
 from lima2py.task import InputFile, RunContext, Task
+from lima2py.tasks.inputs import needs_images
 from lima2py.tasks.pixels import PixelValue, as_pixel
 from lima2py.units import Model
 
@@ -82,9 +83,9 @@ class Assemble(Task):
     """Instead of `places`: a YAML file that holds them, under the key `places`."""
     shape: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] | None = None
     """`[width, height]` of the assembled image; just large enough for all modules if not given."""
-    fill: PixelValue = 0
-    """The value of pixels that no module covers: a number that the type of the pixels can hold, or
-    `fill` for what files show as "no value" (the largest integer, NaN)."""
+    value: PixelValue = 0
+    """What pixels that no module covers are set to; the type of the pixels must be able to hold it.
+    `fill` is what files show for "no value": the largest number of integers, NaN of floats."""
 
     _places: tuple[Place, ...] = PrivateAttr()
     _images: tuple[tuple[int, int], ...] = PrivateAttr()
@@ -112,7 +113,7 @@ class Assemble(Task):
             raise BadParameter(f"{self._field}: {_overlapping(boxes)}")
         self._gaps = tuple(_rectangles(~covered))
         spec = inputs[0]
-        self._filler = as_pixel(self.fill, spec.dtype, "fill")
+        self._filler = as_pixel(self.value, spec.dtype, "value")
         self._spec = spec.replace(
             shape=(1 if len(inputs) == 1 else spec.bands, height, width),
             to_detector=Affine(),
@@ -196,9 +197,8 @@ class Assemble(Task):
 def _modules(inputs: tuple[FrameSpec, ...]) -> tuple[tuple[int, int], ...]:
     """`(height, width)` of every module that comes in."""
     first = inputs[0]
+    needs_images(*inputs)
     for number, spec in enumerate(inputs):
-        if spec.kind != "dense":
-            raise BadParameter(f"from: modules are images, and input {number} is a {spec.kind}")
         if (spec.dtype, spec.bands) != (first.dtype, first.bands):
             raise BadParameter(
                 f"from: input {number} has {spec.bands} bands of {spec.dtype} and input 0"

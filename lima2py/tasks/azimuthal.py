@@ -23,7 +23,7 @@ from pydantic import Field, PrivateAttr
 from lima2py.errors import BadParameter
 from lima2py.frame import Array, Block, FrameSpec
 from lima2py.onepass import Stripwise
-from lima2py.task import InputFile
+from lima2py.task import InputFile, place_of
 from lima2py.tasks.diffraction_geometry import (
     AzimuthRange,
     Binning,
@@ -81,14 +81,11 @@ class _ByTable(ValidPixels, Stripwise):
             np.zeros((count if may_miss else 0, bands, bins, 4)),
         )
 
-    def finish(self) -> None:
-        """Let go of the table, which may be mapped from a file."""
-        self._alone = None
-
     def _sums(self, buffers: tuple[Array, ...]) -> dict[str, NDArray[np.float64]]:
         """What was summed up, by name: arrays `(frames, bands, bins)`."""
         sums, missing = buffers
-        sums = sums.sum(axis=2)
+        with np.errstate(over="ignore", invalid="ignore"):  # infinity speaks for itself
+            sums = sums.sum(axis=2)
         totals = np.broadcast_to(self._table["totals"].T, (*sums.shape[:3], 4))
         if len(missing):
             totals = totals - missing
@@ -136,7 +133,7 @@ class _Curve(_ByTable):
         for name in made:
             table[name] = made[name]
         table[table.dtype.names[0]] = self._table["radial"]
-        return block.carry(self._spec, table.reshape(block.count, -1))
+        return block.carry(self._spec, table.reshape(block.count, *self._spec.shape))
 
 
 class AzimuthalIntegrate(Diffraction, _Curve):
@@ -203,8 +200,9 @@ class AzimuthalIntegrateLut(_Curve):
 
     def product(self, spec: FrameSpec) -> FrameSpec:
         """Read the table and lay it under the pixels here."""
-        if spec.to_detector is None or spec.detector_shape is None:
-            raise BadParameter("lut: the frames here have no place on the detector")
+        place_of(spec, "lut")
+        if spec.detector_shape is None:
+            raise BadParameter("lut: the shape of the detector is not known")
         height, width = spec.detector_shape
         pixels = np.arange(height * width).reshape(height, width)
         under = lay_under(pixels, spec, "lut").ravel()
@@ -300,4 +298,5 @@ class AzimuthalIntegrate2d(Diffraction, _ByTable):
         """The unrolled image of every frame."""
         intensity = self._sums(buffers)["intensity"]
         images = intensity.reshape(*intensity.shape[:2], *self.bins).swapaxes(2, 3)
-        return block.carry(self._spec, images.astype(np.float32))
+        with np.errstate(over="ignore"):  # what does not fit float32 is infinite there
+            return block.carry(self._spec, images.astype(np.float32))

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, PrivateAttr
 from lima2py.errors import BadParameter
 from lima2py.frame import Array, Block, FrameSpec
 from lima2py.task import RunContext, Task
+from lima2py.tasks.inputs import needs_images, needs_numbers
 from lima2py.tasks.pixels import Number
 
 
@@ -42,7 +43,7 @@ class SelectBands(Task):
 
     def prepare(self, spec: FrameSpec) -> FrameSpec:
         """Check that there are such bands."""
-        _together("bands", (spec,))
+        needs_images(spec)
         if max(self.bands) >= spec.bands:
             raise BadParameter(
                 f"bands: there is no band {max(self.bands)}; the frames have {spec.bands}"
@@ -67,13 +68,15 @@ class StackBands(Task):
     def prepare(self, first: FrameSpec, second: FrameSpec, *others: FrameSpec) -> FrameSpec:
         """Check that the images fit together."""
         inputs = (first, second, *others)
-        spec = _together("from", inputs)
+        spec = _together(inputs)
         self._spec = spec.replace(shape=(sum(item.bands for item in inputs), *spec.image))
         return self._spec
 
     def process(self, *blocks: Block) -> Block:
         """All bands."""
-        return blocks[0].carry(self._spec, np.concatenate([b.pixels for b in blocks], axis=1))
+        bands = [block.pixels for block in blocks]
+        data = np.concatenate(bands, axis=1, dtype=self._spec.dtype)  # keeps its byte order
+        return blocks[0].carry(self._spec, data)
 
 
 class Combine(Task):
@@ -101,7 +104,8 @@ class Combine(Task):
 
     def prepare(self, *inputs: FrameSpec) -> FrameSpec:
         """Count the weights and find a type for the sums."""
-        spec = _together("from", inputs)
+        spec = _together(inputs)
+        needs_numbers(spec.dtype)
         one = len(inputs) == 1
         summands = spec.bands if one else len(inputs)
         if len(self.weights) != summands:
@@ -134,17 +138,14 @@ class Combine(Task):
         return blocks[0].carry(spec, data.reshape(count, *spec.shape))
 
 
-def _together(field_name: str, inputs: tuple[FrameSpec, ...]) -> FrameSpec:
+def _together(inputs: tuple[FrameSpec, ...]) -> FrameSpec:
     """What images of the same pixels have in common; no place if they lie at different ones."""
+    needs_images(*inputs)
     first = inputs[0]
     for number, spec in enumerate(inputs):
-        if spec.kind != "dense":
-            raise BadParameter(
-                f"{field_name}: this is done to images, and input {number} is a {spec.kind}"
-            )
         if (spec.image, spec.dtype) != (first.image, first.dtype):
             raise BadParameter(
-                f"{field_name}: input {number} is {spec} and input 0 is {first}; images that are"
+                f"from: input {number} is {spec} and input 0 is {first}; images that are"
                 " put together have the same height, width and type"
             )
     if any(
@@ -166,8 +167,8 @@ def _as_slice(numbers: tuple[int, ...]) -> slice | list[int]:
 
 def _type_of_sum(dtype: np.dtype[Any], weights: tuple[float, ...]) -> np.dtype[Any]:
     """The type that holds every weighted sum of such pixels."""
-    if dtype.kind not in "iuf" or not dtype.isnative or dtype == np.float16:
-        raise BadParameter(f"from: pixels of {dtype} cannot be added")
+    if dtype.kind == "b":
+        raise BadParameter("dtype: pixels of bool need one to be added in; set dtype: float32")
     if dtype.kind == "f":
         return dtype
     if any(weight != int(weight) for weight in weights):

@@ -83,7 +83,7 @@ class Flat(Pixelwise):
     wider ones float64. NaN stays NaN.
     """
 
-    file: InputFile
+    image: InputFile
     """The flat field: a file as for a mask, dark already subtracted. It cannot be laid under binned
     pixels: divide before the bin."""
     normalise: bool = True
@@ -100,11 +100,11 @@ class Flat(Pixelwise):
         """Read the flat field, turn it into factors and find their pixels."""
         types = Arithmetic.of(spec.dtype, self.dtype)
         value = as_pixel(self.value, types.result, "value")
-        flat = read_images(self.file, spec, "file").astype(np.float64)
+        flat = read_images(self.image, spec, "image").astype(np.float64)
         usable = np.isfinite(flat) & (flat > 0)
         if not usable.any(axis=(-2, -1)).all():
             raise BadParameter(
-                f"file: {self.file} has no pixel above 0, or a band without one: it is no flat"
+                f"image: {self.image} has no pixel above 0, or a band without one: it is no flat"
                 " field"
             )
         mean: Array | float = 1.0
@@ -115,7 +115,7 @@ class Flat(Pixelwise):
             np.divide(mean, flat, out=factor, where=usable)
         return types.operation(
             "real(v) * factor if factor == factor else value",
-            {"factor": lay_under(factor, spec, "file"), "value": float(value)},
+            {"factor": lay_under(factor, spec, "image"), "value": float(value)},
         )
 
 
@@ -167,8 +167,8 @@ class Threshold(Pixelwise):
             raise BadParameter("low: without low and high every pixel is in the range; give one")
         if self.binary and self.value != 0:
             raise BadParameter("value: binary gives 1 and 0; leave out one of both")
-        smallest = as_pixel(0 if self.binary else self.value, spec.dtype, "value")
-        values = {"value": smallest}
+        value = as_pixel(0 if self.binary else self.value, spec.dtype, "value")
+        values = {"value": value}
         conditions = []
         if self.low is not None:
             values["low"] = lowest_from(self.low, spec.dtype)

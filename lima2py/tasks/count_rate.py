@@ -116,9 +116,9 @@ class Protect(Stripwise):
     """Watch for pixels that get too much, and stop the acquisition if asked to.
 
     What comes out is a table with one row: `nb_above`, how many pixels are above the limit; `max`,
-    the brightest pixel, and where it is: `x`, `y` in detector pixels (the corner of what a binned
-    pixel covers) and its `band`. NaN and masked pixels are not looked at; where nothing else is
-    left, `max` is NaN and `x`, `y`, `band` are -1.
+    the brightest pixel, and where it is, or the first of several: `x`, `y` in detector pixels (the
+    corner of what a binned pixel covers) and its `band`. NaN and masked pixels are not looked at;
+    where nothing else is left, `max` is NaN and `x`, `y`, `band` are -1.
 
     Each processing node sees its own frames only, and asks for the end at most once.
     """
@@ -132,8 +132,9 @@ class Protect(Stripwise):
     expo_time: Annotated[Seconds, Field(gt=0)] | None = None
     """The exposure time of a frame for `rate`, in seconds; that of the acquisition when not
     given."""
-    file: InputFile | None = None
-    """A mask of pixels not to look at, as for the task `mask`."""
+    mask: InputFile | None = None
+    """Pixels to leave out: `.npy`, HDF5 (`path` or `path::/dataset`) or any image that fabio opens,
+    of the shape of the whole detector; where it is not 0 the pixel is masked."""
     action: Literal["report", "stop"] = "report"
     """`report` only gives the table; `stop` also stops the acquisition."""
     pixels: Annotated[int, Field(ge=0)] = 0
@@ -157,8 +158,8 @@ class Protect(Stripwise):
         if self.limit is not None:
             self._limit = self._reachable(self.limit, "limit")
         masked: Array = np.zeros(spec.image, bool)
-        if self.file is not None:
-            masked = read_mask(self.file, spec, "file")
+        if self.mask is not None:
+            masked = read_mask(self.mask, spec, "mask")
         self._masked = np.broadcast_to(masked, spec.shape).reshape(-1, spec.width).copy()
         return FrameSpec("table", (1,), PROTECTION, span=spec.span)
 

@@ -23,12 +23,13 @@ from pydantic import AfterValidator, Field, PrivateAttr
 from lima2py.errors import BadParameter
 from lima2py.frame import Array, FrameSpec
 from lima2py.geometry import Roi
-from lima2py.task import InputFile
+from lima2py.task import InputFile, place_of
 from lima2py.tasks.images import lay_under, read_images
+from lima2py.tasks.inputs import needs_images, needs_numbers
 from lima2py.tasks.kept import KeptArrays
 from lima2py.units import Model
 
-FORMAT = 1
+FORMAT = 2
 """Of what is kept; raised when it changes."""
 
 RadialUnit = Literal["q_nm^-1", "q_A^-1", "2th_deg", "2th_rad", "r_mm"]
@@ -109,13 +110,9 @@ class Diffraction(Model):
 
     def _look(self, spec: FrameSpec) -> None:
         """Read what is in the files, for frames of this spec; pyFAI is not needed yet."""
-        if spec.kind != "dense" or spec.to_detector is None:
-            raise BadParameter(
-                f"poni: frames with a place on the detector are needed, and a {spec.kind} product"
-                " without one comes in"
-            )
-        if spec.dtype.kind not in "biuf" or not spec.dtype.isnative or spec.dtype == np.float16:
-            raise BadParameter(f"from: pixels of {spec.dtype} cannot be computed with")
+        needs_images(spec)
+        place_of(spec, "poni")
+        needs_numbers(spec.dtype)
         lay_under(np.empty((0, 0)), spec, "poni")  # refuses what is binned
         try:
             self._text = Path(self.poni).read_bytes()
@@ -218,8 +215,13 @@ class Diffraction(Model):
 
     def _geometry(self) -> tuple[Any, tuple[int, int]]:
         """What pyFAI makes of the file, and the shape of the detector."""
-        from pyFAI.integrator.azimuthal import AzimuthalIntegrator  # takes more than a second
-
+        try:
+            from pyFAI.integrator.azimuthal import AzimuthalIntegrator  # takes over a second
+        except ImportError as error:
+            raise BadParameter(
+                f"poni: pyFAI {_version()} cannot be used ({error}); install a newer one:"
+                ' pip install --upgrade "lima2py[azimuthal]"'
+            ) from error
         try:
             geometry = AzimuthalIntegrator.sload(self.poni)
         except Exception as error:  # pyFAI raises whatever a damaged file makes it
@@ -227,6 +229,11 @@ class Diffraction(Model):
                 f"poni: {self.poni} is no PONI file that pyFAI understands:"
                 f" {type(error).__name__}: {error}"
             ) from error
+        if geometry.detector.pixel1 is None or not geometry.dist:
+            raise BadParameter(
+                f"poni: {self.poni} says neither how far nor how large the pixels are: it is no"
+                " PONI file"
+            )
         own = geometry.detector.shape
         shape = self._seen.detector_shape or (own and (int(own[0]), int(own[1])))
         if shape is None:
@@ -239,9 +246,7 @@ class Diffraction(Model):
                 f" (height × width) and this one has {shape[0]} × {shape[1]}; calibrate with frames"
                 " of the whole detector, not cropped or binned"
             )
-        place = self._seen.to_detector
-        assert place is not None  # noqa: S101 - for the type checker; `_look` has checked it
-        seen = place.covered(self._seen.box)
+        seen = place_of(self._seen, "poni").covered(self._seen.box)
         if not seen.inside(Roi(0, 0, shape[1], shape[0])):
             raise BadParameter(
                 f"poni: {self.poni} is for a detector of {shape[0]} × {shape[1]} pixels"
@@ -309,6 +314,7 @@ def laid_table(
     entries[added] -= 1  # into the same bin as the last one
     bins, shares = bins[entries].astype(np.uint32), shares[entries].astype(np.float32)
     shares[added] = 0
+    shares[~np.isfinite(shares)] = 0  # pyFAI's full splitting gives NaN for a few slivers
     weights = weights[under]
     totals = np.empty((4, nb_bins))
     totals[0] = np.bincount(bins, shares * np.repeat(weights.astype(np.float64), padded), nb_bins)

@@ -171,7 +171,7 @@ def _opened(file: str, field_name: str, dimensions: range) -> Iterator[Any]:
             yield np.load(path, mmap_mode="r", allow_pickle=False)
         else:
             yield _by_fabio(path, field_name)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         why = (isinstance(error, OSError) and error.strerror) or error
         raise BadParameter(
             f"{field_name}: {file} cannot be read: {why}; it should be .npy, HDF5 or an image that"
@@ -190,6 +190,8 @@ def _dataset_in(
             images.append(f"/{name}")
 
     if isinstance(found := dataset and opened.get(dataset), h5py.Dataset):
+        if found.shape is None:
+            raise ValueError(f"the dataset {dataset} is empty")
         return found
     opened.visititems(note)
     if not dataset and len(images) == 1:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from lima2py.frame import Array
-from lima2py.kernels.compiled import cache_folder
+from lima2py.kernels.compiled import cache_folder, not_kept
 
 log = logging.getLogger(__name__)
 
@@ -44,36 +44,55 @@ class KeptArrays:
         make: Callable[[], Mapping[str, Array]],
     ):
         text = json.dumps([decides, list(names)], sort_keys=True)
-        self._folder = cache_folder() / f"{what}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+        self._kept = f"{what}-{hashlib.sha256(text.encode()).hexdigest()[:32]}"
         self._names = tuple(names)
         self._make = make
         self._made: Mapping[str, Array] | None = None
-        if not self._folder.is_dir():
-            self._made = make()
-            try:
-                _write(self._folder, self._made)
-                self._made = None  # they are read back, so that all who use them share the memory
-            except OSError as error:
-                log.warning(
-                    "what was computed cannot be kept in %s (%s): every prepare computes it anew;"
-                    " set LIMA2PY_CACHE to a folder that can be written",
-                    cache_folder(),
-                    error.strerror,
-                )
+        if not self._is_there():
+            self._made = self._anew()
 
     @cached_property
     def arrays(self) -> Mapping[str, Array]:
         """The arrays; a change made to them is not kept."""
-        make, self._make = self._make, dict  # who makes them may hold them: let go of each other
-        if self._made is not None:
-            return self._made
+        found = self._read() if self._made is None else self._made
+        if found is None:  # deleted since, or damaged
+            found = self._anew() or self._read()
+        if found is None:
+            found = self._make()
+        self._make = dict  # who makes them may hold them: let go of each other
+        return found
+
+    def _is_there(self) -> bool:
+        try:
+            return (cache_folder() / self._kept).is_dir()
+        except OSError:
+            return False
+
+    def _anew(self) -> Mapping[str, Array] | None:
+        """Compute and write them; they themselves, if they cannot be kept.
+
+        What can be kept is read back, so that all who use it share the memory.
+        """
+        made = self._make()
+        try:
+            _write(cache_folder() / self._kept, made)
+        except OSError as error:
+            not_kept("tables", error)
+            return made
+        return None
+
+    def _read(self) -> Mapping[str, Array] | None:
+        """The arrays mapped into memory; None if they are not there, or are damaged."""
+        folder = cache_folder() / self._kept
         try:
             return {
-                name: np.load(self._folder / f"{name}.npy", mmap_mode="c").view(np.ndarray)
+                name: np.load(folder / f"{name}.npy", mmap_mode="c").view(np.ndarray)
                 for name in self._names
             }
-        except FileNotFoundError:  # deleted since
-            return make()
+        except (OSError, ValueError, EOFError) as error:  # EOFError: an empty file
+            log.warning("what is kept in %s is damaged, and made anew (%s)", folder, str(error))
+            shutil.rmtree(folder, ignore_errors=True)
+            return None
 
 
 def _write(folder: Path, arrays: Mapping[str, Array]) -> None:

@@ -11,6 +11,7 @@ from lima2py.errors import BadParameter
 from lima2py.frame import Array, Block, FrameSpec, Ragged
 from lima2py.geometry import Affine
 from lima2py.task import RunContext, Task
+from lima2py.tasks.inputs import needs_one_band
 
 PEAKS = np.dtype([("x", "f8"), ("y", "f8"), ("intensity", "f8"), ("nb_pixels", "u4")])
 """One peak."""
@@ -43,11 +44,7 @@ class FindPeaks(Task):
                 f"from: sparse pixels should come in, and it is {spec}; put sparsify or"
                 " sparsify_radial before it"
             )
-        if spec.bands != 1:
-            raise BadParameter(
-                f"from: this is done to one band, and {spec.bands} come in; take one before the"
-                " pixels are picked out, with select_bands"
-            )
+        needs_one_band(spec)
         self._image = spec
         place = None if spec.to_detector is None else Affine()
         self._spec = spec.replace(dtype=PEAKS, to_detector=place)

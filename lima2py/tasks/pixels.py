@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, WithJsonSchema
 
 from lima2py.errors import BadParameter
 from lima2py.frame import Array
@@ -50,9 +50,14 @@ def _image_or_number(value: object) -> object:
     raise ValueError("should be the path of an image, or a number")
 
 
-Number = Annotated[int | float, BeforeValidator(_number)]
+_NUMBER = {"type": "number"}
+Number = Annotated[int | float, BeforeValidator(_number), WithJsonSchema(_NUMBER)]
 """A finite number; whole numbers keep all their digits."""
-PixelValue = Annotated[int | float | Literal["fill"], BeforeValidator(_number_or_fill)]
+PixelValue = Annotated[
+    int | float | Literal["fill"],
+    BeforeValidator(_number_or_fill),
+    WithJsonSchema({"anyOf": [_NUMBER, {"enum": ["fill"]}]}),
+]
 """What a pixel is set to; `fill` is what files show for "no value": see `as_pixel`."""
 ImageOrNumber = Annotated[InputFile | float, BeforeValidator(_image_or_number)]
 """An image in a file, or one number for all pixels."""
@@ -74,9 +79,11 @@ def as_pixel(value: float | Literal["fill"], dtype: np.dtype[Any], field_name: s
         BadParameter: if pixels of this type cannot hold it.
     """
     pixel: np.generic
-    if dtype.kind in "iu":
-        low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+    if dtype.kind in "biu":
+        low, high = _ends(dtype)
         number = high if value == "fill" else value
+        if value == "fill" and dtype.kind == "b":
+            raise BadParameter(f"{field_name}: pixels of bool have no value left for fill")
         if number != int(number) or not low <= number <= high:
             raise BadParameter(
                 f"{field_name}: {value} does not fit pixels of {dtype}, which hold whole numbers"
@@ -87,14 +94,27 @@ def as_pixel(value: float | Literal["fill"], dtype: np.dtype[Any], field_name: s
         raise BadParameter(f"{field_name}: pixels of {dtype} hold no numbers that could be set")
     elif value == "fill":
         pixel = dtype.type(math.nan)
-    elif abs(value) > float(np.finfo(dtype).max):
+    elif abs(value) > (most := _ends(dtype)[1]):
         raise BadParameter(
-            f"{field_name}: {value} does not fit pixels of {dtype}, which go up to"
-            f" {np.finfo(dtype).max:g}"
+            f"{field_name}: {value} does not fit pixels of {dtype}, which go up to {most:g}"
         )
     else:
         pixel = dtype.type(value)
     return pixel
+
+
+def limit_of(above: float, dtype: np.dtype[Any], field_name: str) -> np.generic:
+    """The pixel that others must be above, to be above a limit.
+
+    Raises:
+        BadParameter: if the limit lies outside of what pixels of this type hold.
+    """
+    low, high = _ends(dtype)
+    if not low <= above <= high:
+        raise BadParameter(
+            f"{field_name}: {above} is outside of what pixels of {dtype} hold, {low} to {high}"
+        )
+    return highest_up_to(above, dtype)
 
 
 def highest_up_to(limit: float, dtype: np.dtype[Any]) -> np.generic:
@@ -102,8 +122,8 @@ def highest_up_to(limit: float, dtype: np.dtype[Any]) -> np.generic:
 
     A pixel is above it exactly if it is above the limit, which the type may be unable to hold.
     """
-    if dtype.kind in "iu":
-        low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+    if dtype.kind in "biu":
+        low, high = _ends(dtype)
         whole: np.generic = dtype.type(min(max(math.floor(limit), low), high))
         return whole
     return _float_beside(limit, dtype, -math.inf)
@@ -111,11 +131,20 @@ def highest_up_to(limit: float, dtype: np.dtype[Any]) -> np.generic:
 
 def lowest_from(limit: float, dtype: np.dtype[Any]) -> np.generic:
     """The smallest pixel that is not below a limit; the largest there is if all are."""
-    if dtype.kind in "iu":
-        low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+    if dtype.kind in "biu":
+        low, high = _ends(dtype)
         whole: np.generic = dtype.type(min(max(math.ceil(limit), low), high))
         return whole
     return _float_beside(limit, dtype, math.inf)
+
+
+def _ends(dtype: np.dtype[Any]) -> tuple[int, int] | tuple[float, float]:
+    """The smallest and the largest finite number of a type, to be compared with any other."""
+    if dtype.kind == "b":
+        return 0, 1
+    if dtype.kind in "iu":
+        return int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+    return float(np.finfo(dtype).min), float(np.finfo(dtype).max)
 
 
 def _float_beside(limit: float, dtype: np.dtype[Any], side: float) -> np.generic:

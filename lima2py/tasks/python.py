@@ -10,6 +10,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from threading import current_thread, main_thread
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -181,7 +182,9 @@ class Python(Task):
         """Call something of the user's; what it raises is told with the line in their file."""
         try:
             return function(*arguments, **keywords)
-        except (Exception, SystemExit) as error:
+        except BaseException as error:  # whatever it is: the node lives on
+            if isinstance(error, KeyboardInterrupt) and current_thread() is main_thread():
+                raise  # a Ctrl-C that came while it was tried
             raise LimaError(in_words(error) + place_of(error, self._target)) from error
 
     def _made(self) -> Any:

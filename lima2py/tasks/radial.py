@@ -24,15 +24,8 @@ from lima2py.tasks.diffraction_geometry import (
     RadialUnit,
     ValidPixels,
 )
+from lima2py.tasks.inputs import needs_one_band
 from lima2py.tasks.kept import KeptArrays
-
-
-def _one_band(spec: FrameSpec) -> None:
-    if spec.bands != 1:
-        raise BadParameter(
-            f"from: this is done to one band, and {spec.bands} come in; take one before it with"
-            " select_bands"
-        )
 
 
 class RadialSigmaClip(Diffraction, ValidPixels, Task):
@@ -74,7 +67,7 @@ class RadialSigmaClip(Diffraction, ValidPixels, Task):
     def prepare(self, spec: FrameSpec) -> FrameSpec:
         """Have the pixels sorted into bins, unless it has been done before."""
         self._look(spec)
-        _one_band(spec)
+        needs_one_band(spec)
         binning = Binning((self.bins,), self.unit, "no", self.radial_range, self.azimuth_range)
         self._kept_rings = self._kept("rings", ("pixels", "first", "weights", "radial"), binning)
         dtype = [(self.unit, "f8"), ("avg", "f8"), ("std", "f8"), ("count", "u4")]
@@ -137,7 +130,7 @@ class SparsifyRadial(Diffraction, ValidPixels, Task):
     def prepare(self, image: FrameSpec, background: FrameSpec) -> FrameSpec:
         """Have the radius of every pixel computed, unless it has been before."""
         self._look(image)
-        _one_band(image)
+        needs_one_band(image)
         names = background.dtype.names or ()
         if (
             background.kind != "table"

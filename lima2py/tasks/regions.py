@@ -18,7 +18,7 @@ from lima2py.acquisition import RoiField
 from lima2py.errors import BadParameter
 from lima2py.frame import FrameSpec
 from lima2py.geometry import Roi
-from lima2py.task import InputFile, local_box
+from lima2py.task import InputFile, local_box, place_of
 from lima2py.tasks.images import read_mask
 from lima2py.units import Model
 
@@ -155,13 +155,11 @@ def inside(region: tuple[int, int, int, int] | Arc, spec: FrameSpec, field_name:
     """
     if not isinstance(region, Arc):
         return local_box(Roi(*region), spec, field_name)
-    if spec.kind != "dense" or spec.to_detector is None:
-        raise BadParameter(f"{field_name}: a {spec.kind} product has no pixels on the detector")
+    m = place_of(spec, field_name)
     rows, columns = np.ogrid[0.5 : spec.height, 0.5 : spec.width]
-    m = spec.to_detector
     found = region.contains(m.a * columns + m.b * rows + m.c, m.d * columns + m.e * rows + m.f)
     if not found.any():
-        seen = spec.to_detector.covered(spec.box)
+        seen = m.covered(spec.box)
         raise BadParameter(
             f"{field_name}: there is no pixel whose centre lies in the arc; the part of the"
             f" detector seen here is {seen} ([x, y, width, height])"

@@ -16,6 +16,7 @@ from lima2py.errors import BadParameter
 from lima2py.frame import Array, Block, FrameSpec
 from lima2py.geometry import Affine, Roi
 from lima2py.task import RunContext, Task, local_box
+from lima2py.tasks.inputs import needs_images, needs_numbers
 
 
 class Crop(Task):
@@ -62,7 +63,7 @@ class Bin(Task):
 
     def prepare(self, spec: FrameSpec) -> FrameSpec:
         """Check that the bins fill the image and choose a type for what comes out."""
-        _needs_images(spec, "by")
+        needs_images(spec)
         x, y = self.by
         if spec.width % x or spec.height % y:
             raise BadParameter(f"by: {self._remainder(spec)}")
@@ -98,8 +99,7 @@ class Bin(Task):
 
     def _types(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
         """The type of what comes out; chooses the one that is added in."""
-        if dtype.kind not in "biuf" or not dtype.isnative or dtype == np.float16:
-            raise BadParameter(f"by: pixels of {dtype} cannot be combined")
+        needs_numbers(dtype)
         if self.how == "max":
             self._added = dtype
             return dtype
@@ -175,7 +175,7 @@ class Flip(Task):
 
     def prepare(self, spec: FrameSpec) -> FrameSpec:
         """Only the map to the detector changes."""
-        _needs_images(spec, "axis")
+        needs_images(spec)
         self._spec = _reshaped(spec, spec.image, Affine.flip(self.axis, spec.image))
         return self._spec
 
@@ -190,7 +190,7 @@ class Transpose(Task):
 
     def prepare(self, spec: FrameSpec) -> FrameSpec:
         """Width and height change places."""
-        _needs_images(spec, "from")
+        needs_images(spec)
         self._spec = _reshaped(spec, (spec.width, spec.height), Affine.transpose())
         return self._spec
 
@@ -207,7 +207,7 @@ class Rotate(Task):
 
     def prepare(self, spec: FrameSpec) -> FrameSpec:
         """A quarter turn exchanges width and height."""
-        _needs_images(spec, "angle")
+        needs_images(spec)
         shape = spec.image if self.angle == 180 else (spec.width, spec.height)
         self._spec = _reshaped(spec, shape, Affine.rotate(self.angle, spec.image))
         return self._spec
@@ -215,11 +215,6 @@ class Rotate(Task):
     def process(self, block: Block) -> Block:
         """The turned images."""
         return block.carry(self._spec, np.rot90(block.pixels, -self.angle // 90, axes=(2, 3)))
-
-
-def _needs_images(spec: FrameSpec, field_name: str) -> None:
-    if spec.kind != "dense":
-        raise BadParameter(f"{field_name}: this is done to images, and a {spec.kind} comes in")
 
 
 def _reshaped(spec: FrameSpec, image: tuple[int, int], to_input: Affine) -> FrameSpec:

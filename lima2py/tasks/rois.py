@@ -12,7 +12,7 @@ from lima2py.acquisition import RoiField
 from lima2py.frame import Array, Block, FrameSpec
 from lima2py.geometry import Roi
 from lima2py.onepass import Stripwise
-from lima2py.task import local_box
+from lima2py.task import local_box, place_of
 from lima2py.tasks.regions import Arc, Pieces, Region, inside, labels, named
 
 COUNTERS = np.dtype([(name, np.float64) for name in ("min", "max", "avg", "std", "sum")])
@@ -99,8 +99,7 @@ class RoiProfiles(Stripwise):
         """Find the box in the pixels here, and how its axes lie."""
         local = local_box(Roi(*self.box), spec, "box")
         self._pieces = Pieces.of([local], spec)
-        place = spec.to_detector
-        assert place is not None  # noqa: S101 - for the type checker; local_box refuses it
+        place = place_of(spec, "box")
         along_x, along_y = (place.a, place.b) if self.axis == "x" else (place.d, place.e)
         self._columns = np.bool_(along_x != 0)
         self._backwards = along_x + along_y < 0
@@ -125,7 +124,9 @@ class RoiProfiles(Stripwise):
         if self.how == "mean":
             profiles /= self._added
         data = profiles[..., ::-1] if self._backwards else profiles
-        return block.carry(self._spec, np.ascontiguousarray(data.reshape(block.count, -1)))
+        return block.carry(
+            self._spec, np.ascontiguousarray(data.reshape(block.count, *self._spec.shape))
+        )
 
 
 class Counted(NamedTuple):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from pydantic import Field, PrivateAttr
+from pydantic import PrivateAttr
 
 from lima2py.errors import BadParameter
 from lima2py.frame import Array, Block, FrameSpec, Ragged
 from lima2py.onepass import Stripwise
-from lima2py.tasks.statistics import limit_of
+from lima2py.tasks.pixels import Number, limit_of
 
 _SPARE = 8
 """The kernel may write so many places beyond the last pixel."""
@@ -26,8 +26,8 @@ class Sparsify(Stripwise):
     pixels.
     """
 
-    above: Annotated[float, Field(allow_inf_nan=False)] = 0
-    """Pixels are kept that hold more than this; the type of the pixels must be able to hold it."""
+    above: Number = 0
+    """Pixels are kept that hold more than this, exactly; it lies in the range of their type."""
 
     function = "lima2py.kernels.sparsify:sparsify"
 
@@ -37,7 +37,7 @@ class Sparsify(Stripwise):
 
     def product(self, spec: FrameSpec) -> FrameSpec:
         """Rows of index and value."""
-        self._limit = limit_of(self.above, spec.dtype)
+        self._limit = limit_of(self.above, spec.dtype, "above")
         bands, height, width = spec.shape
         if bands * height * width > 2**32:
             raise BadParameter(f"from: {spec} has more than 2**32 pixels, too many to number")

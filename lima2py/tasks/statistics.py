@@ -9,46 +9,25 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, PrivateAttr
 
 from lima2py.acquisition import RoiField
-from lima2py.errors import BadParameter
 from lima2py.frame import Array, Block, FrameSpec
+from lima2py.geometry import Affine
 from lima2py.onepass import Stripwise
-from lima2py.task import InputFile
+from lima2py.task import InputFile, place_of
+from lima2py.tasks.pixels import Number, limit_of
 from lima2py.tasks.regions import Pieces, labels, looked_at
-from lima2py.tasks.rois import Counted, nothing_counted
+from lima2py.tasks.rois import COUNTERS, Counted, nothing_counted
 
-STATISTICS = np.dtype(
-    [(name, np.float64) for name in ("min", "max", "mean", "std", "sum")]
-    + [("nb_nan", np.int64), ("nb_zero", np.int64)]
-)
+STATISTICS = np.dtype([*COUNTERS.descr, ("nb_nan", np.int64), ("nb_zero", np.int64)])
 FILL_FACTOR = np.dtype([("nb_above", np.int64), ("fraction", np.float64)])
 CENTRE = np.dtype([("x", np.float64), ("y", np.float64), ("sum", np.float64)])
-
-
-def limit_of(above: float, dtype: np.dtype[Any]) -> np.generic:
-    """A limit as one pixel, so that comparing is exact.
-
-    Raises:
-        BadParameter: if pixels of this type cannot hold it.
-    """
-    if dtype.kind in "iu":
-        low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
-        if not low <= above <= high:
-            raise BadParameter(
-                f"above: pixels of {dtype} hold whole numbers from {low} to {high}; given: {above}"
-            )
-        above = int(np.floor(above))
-    elif dtype.kind == "b" and above != 0:
-        raise BadParameter(f"above: pixels that are true or false are above 0; given: {above}")
-    limit: np.generic = dtype.type(above)
-    return limit
 
 
 class _WholeFrame(Stripwise):
     """A task that looks at whole frames, or all of them that is not masked."""
 
     mask: InputFile | None = None
-    """A mask: `.npy`, HDF5 (`path` or `path::/dataset`) or any image that fabio opens, of the whole
-    detector. Pixels where it is not 0 are left out."""
+    """Pixels to leave out: `.npy`, HDF5 (`path` or `path::/dataset`) or any image that fabio opens,
+    of the shape of the whole detector; where it is not 0 the pixel is masked."""
 
     _pieces: Pieces = PrivateAttr()
 
@@ -90,11 +69,9 @@ class Statistics(_WholeFrame):
         keys, sums, zeros = buffers
         seen = Counted.of(keys, sums, self._input.dtype)
         table = np.empty(zeros.shape, STATISTICS)
-        for name, values in {
-            "min": seen.min, "max": seen.max, "mean": seen.avg, "std": seen.std, "sum": seen.sum,
-            "nb_nan": seen.nans, "nb_zero": zeros,
-        }.items():  # fmt: skip
-            table[name] = values
+        for name in COUNTERS.names or ():
+            table[name] = getattr(seen, name)
+        table["nb_nan"], table["nb_zero"] = seen.nans, zeros
         return block.carry(self._spec, table)
 
 
@@ -105,8 +82,8 @@ class FillFactor(_WholeFrame):
     above, but is one of all.
     """
 
-    above: Annotated[float, Field(allow_inf_nan=False)] = 0
-    """Pixels count that hold more than this; the type of the pixels must be able to hold it."""
+    above: Number = 0
+    """Pixels count that hold more than this, exactly; it lies in the range of their type."""
 
     function = "lima2py.kernels.regions:above"
 
@@ -114,7 +91,7 @@ class FillFactor(_WholeFrame):
 
     def product(self, spec: FrameSpec) -> FrameSpec:
         """A row for each band."""
-        self._limit = limit_of(self.above, spec.dtype)
+        self._limit = limit_of(self.above, spec.dtype, "above")
         self._pieces = looked_at(spec, self.mask)
         return self._rows(spec, FILL_FACTOR)
 
@@ -143,7 +120,7 @@ class CentreOfMass(_WholeFrame):
     (0.5, 0.5). All is computed in float64. Where the sum is 0, or a pixel NaN, `x` and `y` are NaN.
     """
 
-    above: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    above: Number | None = None
     """Only pixels count that hold more than this, each with all it holds. Without it all count,
     also negative ones."""
     box: RoiField | None = None
@@ -151,10 +128,11 @@ class CentreOfMass(_WholeFrame):
 
     function = "lima2py.kernels.regions:centre"
 
+    _place: Affine = PrivateAttr()
+
     def product(self, spec: FrameSpec) -> FrameSpec:
         """A row for each band."""
-        if spec.to_detector is None:
-            raise BadParameter("from: a product without a place on the detector comes in")
+        self._place = place_of(spec, "from")
         self._pieces = looked_at(spec, self.mask, self.box)
         return self._rows(spec, CENTRE)
 
@@ -174,10 +152,8 @@ class CentreOfMass(_WholeFrame):
             nothing = np.where(total == 0, np.nan, 0)
             x, y = x / total + nothing, y / total + nothing
         y -= np.arange(self._input.bands) * self._input.height
-        place = self._input.to_detector
-        assert place is not None  # noqa: S101 - for the type checker; `product` refuses it
         table = np.empty(total.shape, CENTRE)
-        table["x"], table["y"] = place(x, y)
+        table["x"], table["y"] = self._place(x, y)
         table["sum"] = total
         return block.carry(self._spec, table)
 
@@ -191,10 +167,10 @@ def _upwards(limits: tuple[float, float]) -> tuple[float, float]:
 class Histogram(_WholeFrame):
     """How many pixels hold what: counts in bins of equal width.
 
-    What comes out is a vector of int64, `bins` long; with several bands their histograms follow one
-    another. A value between two bins belongs to the upper one; `high` itself belongs to the last
-    bin, as in numpy. What lies outside of `range`, and NaN, is not counted. Pixels are compared as
-    float64: those of 64 bits above 2**53 are rounded.
+    What comes out is a vector of uint32, `bins` long; with several bands their histograms follow
+    one another. A value between two bins belongs to the upper one; `high` itself belongs to the
+    last bin, as in numpy. What lies outside of `range`, and NaN, is not counted. Pixels are
+    compared as float64: those of 64 bits above 2**53 are rounded.
     """
 
     bins: Annotated[int, Field(ge=1, le=2**20)]
@@ -218,7 +194,7 @@ class Histogram(_WholeFrame):
         table[(values < edges[0]) | (values > edges[-1])] = self.bins
         self._table = table.astype(np.uint32)
         length = spec.bands * self.bins
-        return FrameSpec("vector", (length,), np.dtype(np.int64), span=spec.span)
+        return FrameSpec("vector", (length,), np.dtype(np.uint32), span=spec.span)
 
     @property
     def constants(self) -> tuple[Any, ...]:
@@ -231,5 +207,5 @@ class Histogram(_WholeFrame):
 
     def conclude(self, block: Block, buffers: tuple[Array, ...]) -> Block:
         """The histograms of every frame."""
-        counts = buffers[0].sum(axis=2, dtype=np.int64)[..., :-1]
-        return block.carry(self._spec, counts.reshape(block.count, -1))
+        counts = buffers[0].sum(axis=2, dtype=np.uint32)[..., :-1]
+        return block.carry(self._spec, counts.reshape(block.count, *self._spec.shape))

@@ -19,7 +19,7 @@ from numpy.typing import DTypeLike
 from lima2py.errors import BadParameter
 from lima2py.frame import Absence, Array, Block, Fate, FrameSpec
 from lima2py.geometry import Affine, Roi
-from lima2py.graph.definition import task_class
+from lima2py.graph.kinds import task_class
 
 PIXEL_TYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "f4", "f8")
 
@@ -314,7 +314,7 @@ def _draw_correction(draw: st.DrawFn, products: _Products, files: _Files) -> Ent
     entries: list[Entry] = [
         {"do": "mask", "file": files["mask"], "value": draw(st.sampled_from([0, 7, "fill"]))},
         {"do": "dark", "image": files["dark"], "dtype": dtype},
-        {"do": "flat", "file": files["flat"], "dtype": dtype},
+        {"do": "flat", "image": files["flat"], "dtype": dtype},
         {"do": "linear", "slope": draw(st.sampled_from([0.5, -3])), "offset": 1, "dtype": dtype},
         {"do": "threshold", "low": 1000, "value": 3},
         {"do": "threshold", "high": 40000.5, "binary": True},

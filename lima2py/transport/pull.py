@@ -55,7 +55,7 @@ class Pull(Source):
         share_memory: whether to map the rings of acquisition nodes on this host.
 
     Attributes:
-        exhausted: the acquisition nodes that have sent all their frames.
+        exhausted: the acquisition nodes that have sent all their frames, or are lost.
     """
 
     def __init__(
@@ -139,6 +139,7 @@ class Pull(Source):
     def lose(self, rank: int) -> None:
         """Wait no longer for the end of an acquisition node that is dead. From any thread."""
         self._ended.add(rank)
+        self.exhausted.add(rank)
 
     def acknowledge(self, blocks: list[wire.DoneBlock]) -> None:
         """Tell the acquisition nodes what became of blocks."""

@@ -207,6 +207,8 @@ class Client:
                     f"node {self.who}, {command}: a number among its parameters has more than 64"
                     " bits and cannot be sent; write a smaller one"
                 ) from None
+            if self._socket.closed:
+                raise NodeError(f"node {self.who}: this session is closed")
             self._socket.send(_PREFIX + request)
             deadline = time.monotonic() + timeout
             while (left := deadline - time.monotonic()) > 0:

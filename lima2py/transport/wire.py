@@ -21,7 +21,7 @@ from lima2py.errors import ProtocolError
 from lima2py.frame import Absence, Array, Block, Fate, FrameSpec
 
 MAGIC = b"LIMA"
-VERSION = 1
+VERSION = 2
 _PREFIX = MAGIC + bytes([VERSION])
 
 Columns = dict[str, tuple[str, bytes]]

@@ -210,7 +210,7 @@ def test_a_task_that_cannot_start_undoes_those_that_did() -> None:
             raise StorageError("no disk")
 
     plan = make_plan(first=("detector", First()), second=("first", Second()))
-    with pytest.raises(StorageError, match="no disk"):
+    with pytest.raises(StorageError, match='task "second": no disk'):
         Flow(plan, CONTEXT, 1)
     assert ended == ["first"]
 

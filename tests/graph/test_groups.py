@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -176,3 +177,15 @@ def test_inputs_that_stand_for_different_numbers_of_frames_are_refused() -> None
     """)
     with pytest.raises(BadGraph, match=r'task "bad", from: .*\(sum: 4, few: 1\)'):
         Plan.make(graph, SPEC)
+
+
+def test_every_acquisition_node_may_have_a_group_waiting() -> None:
+    """Each has credits of its own: what waits of one takes no room from the others."""
+    flow = Flow(plan_of(accumulating(4)), RunContext("0" * 32, "g", nb_frames=12), 2)
+    told = []
+    parts = [(blocks([4] * 3)[group].part(n, n + 1), group) for n in range(4) for group in range(3)]
+    for block, source in parts:
+        flow.process(replace(block, origin=(source, 0)))
+        told.append([done.index for done in flow.collect(idle=True)])
+    flow.finish()
+    assert told == [[]] * 9 + [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]

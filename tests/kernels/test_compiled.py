@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import subprocess
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lima2py.kernels.compiled import cache_folder, function_from, modules_of
+from lima2py.kernels.compiled import cache_folder, function_from, modules_of, njit
 
 TWICE = """from numba import njit
 
@@ -159,6 +160,55 @@ def test_where_nothing_can_be_kept_it_works_and_says_so(
     (record,) = caplog.records
     assert f"cannot be kept in {cache}" in record.getMessage()
     assert "set LIMA2PY_CACHE to a folder that can be written" in record.getMessage()
+
+
+@pytest.mark.parametrize("kept", ["*.py", "__pycache__/*.nbi", "__pycache__/*.nbc"])
+def test_a_damaged_file_costs_time_only(cache: Path, kept: str) -> None:
+    of_ones(TWICE)
+    (path,) = cache.glob(kept)
+    before, status = path.read_bytes(), path.stat()
+    path.write_bytes(before[:20])
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    function_from.cache_clear()  # as a new process would begin
+    assert of_ones(TWICE) == [2, 2, 2]
+    assert all(path.stat().st_size > 20 for path in cache.glob(kept))
+    function_from.cache_clear()
+    run: Any = function_from(TWICE)
+    run(np.ones(3))
+    assert sum(run.stats.cache_hits.values()) == 1  # it has been mended
+
+
+def test_a_full_disk_costs_time_only(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from numba.core.caching import IndexDataCacheFile
+
+    def full(self: object, key: object, data: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(IndexDataCacheFile, "save", full)
+    assert of_ones(TWICE) == [2, 2, 2]
+    assert f"cannot be kept in {cache} (No space left on device)" in caplog.text
+
+
+def test_without_a_home_folder_it_works_and_says_so(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("LIMA2PY_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", home)
+    assert of_ones(TWICE) == [2, 2, 2]
+    assert "cannot be kept in the user's cache folder (this user has no home" in caplog.text
+
+
+def test_a_kernel_that_numba_can_keep_nowhere_is_compiled_all_the_same() -> None:
+    namespace: dict[str, Any] = {"njit": njit}
+    source = "@njit(nogil=True, cache=True)\ndef twice(number):\n    return 2 * number\n"
+    exec(compile(source, "/nowhere/kernel.py", "exec"), namespace)  # a file that is not there
+    assert namespace["twice"](4) == 8
 
 
 def test_an_error_in_a_function_that_cannot_be_kept_shows_its_source(

@@ -88,19 +88,23 @@ def test_an_absent_frame_of_a_stream_says_why(session: Session, graph: Path) -> 
     }
 
 
-def test_a_lost_node_leaves_no_gap_in_a_stream(graph: Path) -> None:
+def test_a_lost_node_ends_no_stream(graph: Path) -> None:
     with Session.open("simulator", detector=DETECTOR, processing_nodes=3) as session:
         begin(session, graph, nb_frames=3000, expo_time=2e-4)
         stream = session.stream("beam", "sum", timeout=30)
         found = [next(stream) for _ in range(100)]
-        child = session._processing[1]
+        child = session.nodes.processing[1]
         assert isinstance(child, Child)
         os.kill(child.pid, signal.SIGKILL)
         found += stream
         report = session.wait(30)
     assert [frame.index for frame in found] == list(range(3000))
     assert report.saved == 3000 - 8, "of the frames that were accumulated with an absent one"
-    assert [frame.index for frame in found if frame.data is None] == [5, 77]
+    absent = {frame.index: frame.absence.cause for frame in found if frame.absence}
+    assert {absent.pop(5), absent.pop(77)} == {Fate.DETECTOR_GAP}
+    # What the lost node had saved, and nobody had read yet, is not made again.
+    assert set(absent.values()) <= {Fate.NO_RECORD}
+    assert len(absent) < 1000
 
 
 def test_what_cannot_be_followed_is_said(session: Session, graph: Path) -> None:
@@ -114,6 +118,19 @@ def test_what_cannot_be_followed_is_said(session: Session, graph: Path) -> None:
         next(session.stream("bean"))
     with pytest.raises(BadParameter, match='task "four": has no product that can be followed'):
         next(session.stream("four"))
+
+
+def test_nothing_is_followed_after_the_session_was_closed(session: Session, graph: Path) -> None:
+    begin(session, graph)
+    stream = session.stream("beam")
+    next(stream)
+    session.close()
+    assert all(frame.absence is not None or frame.data is not None for frame in stream)
+    for look in (lambda: session.stream("beam"), lambda: session.tap("live")):
+        with pytest.raises(BadCommand, match="the session cannot look: it is closed"):
+            look()
+    with pytest.raises(BadCommand, match="cannot update: it is closed"):
+        session.update("beam", rois={"a": [0, 0, 1, 1]})
 
 
 def test_an_update_changes_the_next_run_only(session: Session, graph: Path) -> None:
@@ -146,3 +163,29 @@ def test_an_update_that_cannot_be_is_refused(session: Session, graph: Path) -> N
     with pytest.raises(BadParameter, match='there is no task "bean"'):
         session.update("bean", rois={})
     session.wait(30)
+
+
+def test_a_prepared_run_is_not_taken_for_the_one_before_it(session: Session, graph: Path) -> None:
+    begin(session, graph, nb_frames=10)
+    session.wait(30)
+    session.prepare(graph=graph, nb_frames=20)
+    with pytest.raises(BadCommand, match="no run was started"):
+        session.wait(30)
+    with pytest.raises(BadCommand, match="nothing to stream yet"):
+        session.stream("beam")
+    session.start()
+    assert len(list(session.stream("beam", timeout=30))) == 20
+    assert session.wait(30).asked == 20
+
+
+def test_a_stream_ends_where_a_run_was_stopped(session: Session, graph: Path) -> None:
+    begin(session, graph, nb_frames=10**6, expo_time=1e-3)
+    stream = session.stream("beam", timeout=30)
+    first = next(stream)
+    session.stop()
+    found = [first, *stream]
+    report = session.wait(30)
+    assert len(found) == report.asked - report.absent["not_acquired"]
+    assert [frame.index for frame in found if frame.data is None] == [
+        index for index in (5, 77) if index < len(found)
+    ]

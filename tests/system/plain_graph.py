@@ -199,7 +199,7 @@ def _dark(entry: Entry, data: Array, under: Array | None, files: Mapping[str, Ar
 
 
 def _flat(entry: Entry, data: Array, under: Array | None, files: Mapping[str, Array]) -> Array:
-    real, flat = _real(data, entry), files[entry["file"]]
+    real, flat = _real(data, entry), files[entry["image"]]
     factor = np.full(flat.shape, np.nan)
     factor[flat > 0] = flat[flat > 0].mean() / flat[flat > 0]
     return _given(data.astype(real) * _laid(factor, under).astype(real), entry)
@@ -263,7 +263,6 @@ def _statistics(
     pixels = band[~masked].astype("f8")
     numbers = pixels[~np.isnan(pixels)]
     found = _numbers(numbers) if len(numbers) else dict.fromkeys(_numbers(np.zeros(1)), np.nan)
-    found["mean"] = found.pop("avg")
     found["sum"] = numbers.sum()
     return {**found, "nb_nan": len(pixels) - len(numbers), "nb_zero": (numbers == 0).sum()}
 

@@ -104,7 +104,9 @@ def test_failures_cost_the_same_on_any_number_of_nodes(session: Session, tmp_pat
     assert report.outcome == "failed"
     assert len(report.errors) == 2
     assert any('task "one" failed: ValueError: no beam' in text for text in report.errors)
-    assert any("ValueError: no sum (mine.py:11), on frame 150" in text for text in report.errors)
+    assert any(
+        "no sum (mine.py:11), on 4 frames, the first of them 600" in text for text in report.errors
+    )
     with RunFile(report.masters["sums"]) as file:
         assert [(first, last) for first, last, said in file.absences if said.who == "sum"] == [
             (150, 150)
@@ -137,7 +139,7 @@ def test_a_task_that_fails_can_stop_the_run_and_the_next_one_works(
 
 
 def nodes_of(session: Session) -> list[Child]:
-    nodes = [*session._acquisition, *session._processing]
+    nodes = [*session.nodes.acquisition, *session.nodes.processing]
     return [node for node in nodes if isinstance(node, Child)]
 
 
@@ -199,7 +201,7 @@ def take_away(session: Session, victim: int, when: int, how: signal.Signals) -> 
     """Send a node a signal once so many frames are done."""
     while session.progress().settled < when:
         time.sleep(0.002)
-    child = session._processing[victim]
+    child = session.nodes.processing[victim]
     assert isinstance(child, Child)
     os.kill(child.pid, how)
 

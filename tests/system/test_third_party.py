@@ -25,6 +25,7 @@ version = "1.0"
 [project.entry-points."lima2py.tasks"]
 gain = "beamline_tasks:Gain"
 brightest = "beamline_tasks:Brightest"
+breaks = "beamline_tasks:Breaks"
 
 [build-system]
 requires = ["setuptools"]
@@ -70,6 +71,16 @@ class Brightest(Task):
     def process(self, block: Block) -> Block:
         flat = block.pixels.reshape(block.count, -1).argmax(axis=1)
         return block.carry(self._spec, np.stack(np.divmod(flat, block.spec.width)[::-1], axis=1))
+
+
+class Breaks(Task):
+    """Raise what no task should."""
+
+    def prepare(self, spec: FrameSpec) -> FrameSpec:
+        return spec
+
+    def process(self, block: Block) -> Block:
+        raise KeyboardInterrupt
 '''
 TESTS = """
 import pytest
@@ -122,7 +133,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def follow(words: list[str], installed: Path, folder: Path) -> str:
+def follow(words: list[str], installed: Path, folder: Path, status: int = 0) -> str:
     """What a command says where the package is installed."""
     done = subprocess.run(
         words,
@@ -132,7 +143,7 @@ def follow(words: list[str], installed: Path, folder: Path) -> str:
         timeout=100,
         env={**os.environ, "PYTHONPATH": str(installed), "NO_COLOR": "1", "COLUMNS": "100"},
     )
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == status, done.stdout + done.stderr
     return done.stdout
 
 
@@ -168,6 +179,20 @@ def test_they_run_on_nodes(installed: Path, tmp_path: Path, nodes: str) -> None:
     with h5py.File(report["masters"]["places"], "r") as file:
         for frame, (x, y) in zip(frames, file["entry_0000/measurement/data"][()], strict=True):
             assert frame[y, x] == frame.max()
+
+
+@pytest.mark.parametrize("nodes", ["0", "2"])
+def test_one_that_breaks_its_node_ends_the_run_at_once(
+    installed: Path, tmp_path: Path, nodes: str
+) -> None:
+    (tmp_path / "broken.yaml").write_text("tasks: {bad: {do: breaks, from: detector}}\n")
+    words = [LIMA2PY, "run", "broken.yaml", *SMALL, "--nb-frames", "60", "--expo-time", "10 us"]
+    said = follow([*words, "--processing-nodes", nodes, "--json"], installed, tmp_path, status=1)
+    report: dict[str, Any] = json.loads(said)
+    assert report["outcome"] == "failed"
+    assert any("KeyboardInterrupt" in text for text in report["errors"])
+    assert sum(report["absent"].values()) == 60
+    assert report["seconds"] < 30, "nobody waits until a silent node counts as lost"
 
 
 def test_they_pass_the_suite_of_tests(installed: Path, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ PLACES: list[dict[str, Any]] = [
 class TestAssembleOfBands(TaskTests):
     @pytest.fixture
     def task(self) -> Task:
-        return Assemble.load({"places": PLACES, "shape": [40, 30], "fill": 7}, "assemble")
+        return Assemble.load({"places": PLACES, "shape": [40, 30], "value": 7}, "assemble")
 
     @pytest.fixture
     def spec(self) -> FrameSpec:
@@ -43,7 +43,7 @@ class TestAssembleOfBands(TaskTests):
 class TestAssembleOfInputs(TaskTests):
     @pytest.fixture
     def task(self) -> Task:
-        return Assemble.load({"places": PLACES, "fill": "fill"}, "assemble")
+        return Assemble.load({"places": PLACES, "value": "fill"}, "assemble")
 
     @pytest.fixture
     def specs(self) -> Sequence[FrameSpec]:
@@ -84,7 +84,7 @@ def layouts(draw: st.DrawFn, cell: int = 9, alike: bool = False) -> Layout:
 
 def laid_out(task: Assemble, images: Sequence[Array], shape: tuple[int, int]) -> Array:
     """The assembled image, made one pixel after the other by what a place means."""
-    whole: Array = np.full(shape, task.fill, images[0].dtype)
+    whole: Array = np.full(shape, task.value, images[0].dtype)
     for module, place in zip(images, task.places or (), strict=True):
         mirrored = {None: module, "x": module[:, ::-1], "y": module[::-1]}[place.flip]
         height, width = mirrored.shape
@@ -106,7 +106,7 @@ def test_every_pixel_of_every_module_lies_where_its_place_says(
 ) -> None:
     random = np.random.default_rng(seed)
     images = [random.integers(1, 1000, (2, 1, *shape)).astype(dtype) for shape in layout.images]
-    task = Assemble.load({"places": layout.places, "fill": 5000}, "assemble")
+    task = Assemble.load({"places": layout.places, "value": 5000}, "assemble")
     spec = task.prepare(*(FrameSpec.dense(*shape, dtype) for shape in layout.images))
     inputs = [FrameSpec.dense(*shape, dtype) for shape in layout.images]
     made = task.process(*(Block(s, 3, 2, data) for s, data in zip(inputs, images, strict=True)))
@@ -194,7 +194,7 @@ def test_which_pixel_of_which_module_it_was() -> None:
 def test_places_can_stand_in_a_file_beside_the_graph(tmp_path: Path) -> None:
     (tmp_path / "places.yaml").write_text("places:\n  - {x: 0, y: 0}\n  - {x: 5, y: 0, flip: x}\n")
     modules = np.arange(24).reshape(1, 2, 3, 4)
-    graph = "tasks: {whole: {do: assemble, from: detector, file: places.yaml, fill: -1}}"
+    graph = "tasks: {whole: {do: assemble, from: detector, file: places.yaml, value: -1}}"
     made = lima2py.apply(graph, modules, base=tmp_path)["whole"].pixels[0, 0]
     assert made.tolist()[0] == [0, 1, 2, 3, -1, 15, 14, 13, 12]
 
@@ -235,8 +235,8 @@ def test_a_file_that_holds_no_places_is_refused(
             r"shape: module 2 covers \[0, 14, 16, 12\] .* outside of 32 × 25 pixels .*"
             r" need \[32, 26\]",
         ),
-        ({"places": PLACES, "fill": -1}, "fill: -1 does not fit pixels of uint16"),
-        ({"places": PLACES, "fill": 0.5}, "fill: 0.5 does not fit pixels of uint16"),
+        ({"places": PLACES, "value": -1}, "value: -1 does not fit pixels of uint16"),
+        ({"places": PLACES, "value": 0.5}, "value: 0.5 does not fit pixels of uint16"),
     ],
 )
 def test_what_cannot_be_assembled_is_refused(parameters: dict[str, Any], complaint: str) -> None:
@@ -249,7 +249,7 @@ def test_what_cannot_be_assembled_is_refused(parameters: dict[str, Any], complai
     [
         (FrameSpec.dense(4, 4, "u4"), "input 1 has 1 bands of uint32 and input 0 1 of uint16"),
         (FrameSpec.dense(4, 4, "u2", bands=2), "input 1 has 2 bands of uint16"),
-        (FrameSpec("table", (3,), np.dtype("f8")), "input 1 is a table"),
+        (FrameSpec("table", (3,), np.dtype("f8")), "a table product comes in as input 1"),
     ],
 )
 def test_modules_that_do_not_belong_together_are_refused(other: FrameSpec, complaint: str) -> None:
@@ -278,7 +278,7 @@ def test_halves_of_a_tall_image_are_cut_out_turned_and_put_together() -> None:
 
 
 def test_a_roi_in_a_gap_counts_the_fill() -> None:
-    task = Assemble.load({"places": [{"x": 2, "y": 0}], "fill": 9}, "assemble")
+    task = Assemble.load({"places": [{"x": 2, "y": 0}], "value": 9}, "assemble")
     spec = FrameSpec.dense(2, 2, "u2")
     task.prepare(spec)
     made = task.process(Block(spec, 0, 1, np.ones((1, 1, 2, 2), "u2"))).pixels

@@ -29,6 +29,7 @@ from lima2py.tasks.azimuthal import (
     AzimuthalIntegrate2d,
     AzimuthalIntegrateLut,
 )
+from lima2py.tasks.diffraction_geometry import laid_table
 from lima2py.tasks.reshape import Bin, Crop, Flip, Rotate
 from lima2py.testing.tasks import TaskTests
 from tests.tasks.diffraction import tables, write_poni
@@ -198,8 +199,27 @@ def test_unrolled_images_are_those_of_pyfai(tmp_path: Path, split: Any) -> None:
         )  # fmt: skip
         there = expected.count > 0
         np.testing.assert_allclose(image[0][there], expected.intensity[there], rtol=1e-5)
-        assert np.isnan(image[0][~there]).all()
+        assert np.isnan(image[0][expected.count == 0]).all()
         assert there.sum() > 40
+
+
+def test_a_share_that_is_no_number_counts_for_nothing() -> None:
+    """A sliver of a pixel, for which pyFAI finds no area, must not spoil its whole bin."""
+    shares, bins = np.array([1, np.nan, 0.5, 0.5], "f4"), np.array([0, 0, 0, 1])
+    start, ones = np.array([0, 1, 2, 4]), np.ones(3, "f4")
+    table = laid_table(np.arange(3), start, bins, shares, ones, np.arange(2.0), 2)
+    np.testing.assert_array_equal(table["totals"][1], [1.5, 0.5])
+    np.testing.assert_array_equal(table["totals"][3], [2, 1])
+    assert np.isfinite(table["shares"]).all()
+
+
+def test_what_an_unrolled_image_cannot_hold_is_infinite(tmp_path: Path) -> None:
+    """No weight is above 1, so that the mean of such pixels is beyond float32."""
+    most = np.full((1, 1, *SHAPE), np.finfo(np.float32).max)
+    poni = write_poni(tmp_path, SHAPE, (12, 8))
+    (image,) = processed(AzimuthalIntegrate2d(poni=poni, bins=(3, 2), radial_range=(0, 9)), most)
+    assert np.isinf(image).any()
+    assert not (np.isfinite(image) & (image < 1e38)).any()
 
 
 @pytest.mark.parametrize(
@@ -395,6 +415,13 @@ def test_a_file_that_is_no_poni_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.poni").write_text("Distance: far\n")
     task = AzimuthalIntegrate(poni=str(tmp_path / "x.poni"))
     with pytest.raises(BadParameter, match=r"^poni: .*x.poni is no PONI file that pyFAI"):
+        task.prepare(FrameSpec.dense(*SHAPE, "u2"))
+
+
+def test_a_file_that_says_nothing_of_a_detector_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.poni").write_text("a: 1\n")
+    task = AzimuthalIntegrate(poni=str(tmp_path / "x.poni"))
+    with pytest.raises(BadParameter, match=r"^poni: .*x.poni says neither how far nor how large"):
         task.prepare(FrameSpec.dense(*SHAPE, "u2"))
 
 

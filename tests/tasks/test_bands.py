@@ -193,7 +193,7 @@ def test_nothing_is_compiled_after_start() -> None:
     ("task", "inputs", "complaint"),
     [
         (SelectBands(bands=(0, 3)), [SPEC], "bands: there is no band 3; the frames have 3"),
-        (SelectBands(bands=(0,)), [FrameSpec("table", (3,), np.dtype("f8"))], "bands: .* a table"),
+        (SelectBands(bands=(0,)), [FrameSpec("table", (3,), np.dtype("f8"))], "from: .* a table"),
         (StackBands(), [SPEC, SPEC.replace(dtype=np.dtype("f4"))], "from: input 1 is .*float32"),
         (StackBands(), [SPEC, FrameSpec.dense(16, 12, "u2")], "from: input 1 is .*input 0 is"),
         (StackBands(), [SPEC, FrameSpec("vector", (3,), np.dtype("f8"))], "from: .* a vector"),
@@ -210,8 +210,17 @@ def test_nothing_is_compiled_after_start() -> None:
             r"weights: float32 cannot hold 1e\+39; set dtype: float64",
         ),
         (Combine(weights=(1e-60, 0.5, 1)), [SPEC], "weights: float32 cannot hold 1e-60"),
-        (Combine(weights=(1, 1)), [FrameSpec.dense(2, 2, "?", bands=2)], "from: pixels of bool"),
+        (
+            Combine(weights=(1, 1)),
+            [FrameSpec.dense(2, 2, "?", bands=2)],
+            "dtype: pixels of bool .* set dtype",
+        ),
         (Combine(weights=(1, 1)), [FrameSpec.dense(2, 2, ">u2", bands=2)], "from: pixels of >u2"),
+        (
+            Combine(weights=(1, 1), dtype="float32"),
+            [FrameSpec.dense(2, 2, "f2", bands=2)],
+            "from: pixels of float16",
+        ),
     ],
 )
 def test_what_does_not_fit_together_is_refused(
@@ -238,3 +247,12 @@ def test_parameters_that_cannot_be_are_refused(
 ) -> None:
     with pytest.raises(BadParameter, match=complaint):
         task.load(parameters, "graph.yaml")
+
+
+def test_stacked_bands_keep_the_byte_order_that_was_promised() -> None:
+    spec = FrameSpec.dense(2, 3, ">u2")
+    task, data = StackBands(), np.arange(6, dtype=">u2").reshape(1, 1, 2, 3)
+    promised = task.prepare(spec, spec)
+    made = task.process(Block(spec, 0, 1, data), Block(spec, 0, 1, data + 1)).pixels
+    assert made.dtype == promised.dtype == spec.dtype
+    np.testing.assert_array_equal(made, np.concatenate([data, data + 1], axis=1))

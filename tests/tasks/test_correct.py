@@ -140,7 +140,7 @@ class TestDarkAsIntegers(TaskTests):
 class TestFlat(TaskTests):
     @pytest.fixture
     def task(self, folder: Path) -> Task:
-        return Flat(file=str(folder / "flat.npy"))
+        return Flat(image=str(folder / "flat.npy"))
 
 
 class TestLinear(TaskTests):
@@ -212,17 +212,26 @@ def test_fill_is_what_files_show_for_no_value(dtype: str) -> None:
         ("u8", 2**64, "value: .* does not fit pixels of uint64"),
         ("i4", 0.5, "value: 0.5 does not fit pixels of int32, which hold whole numbers"),
         ("f4", 1e39, r"value: 1e\+39 does not fit pixels of float32"),
-        ("?", 1, "value: pixels of bool"),
+        ("?", 2, "value: 2 does not fit pixels of bool, .* from 0 to 1"),
+        ("?", "fill", "value: pixels of bool have no value left for fill"),
+        ("c8", 0, "from: pixels of complex64 cannot be computed with"),
         (">u2", 1, "from: pixels of >u2 cannot be computed with"),
         ("f2", 1, "from: pixels of float16 cannot be computed with"),
     ],
 )
 def test_a_value_that_pixels_cannot_hold_is_refused(
-    folder: Path, dtype: str, value: float, complaint: str
+    folder: Path, dtype: str, value: Any, complaint: str
 ) -> None:
     task = Mask(file=str(folder / "mask.npy"), value=value)
     with pytest.raises(BadParameter, match=f"^{complaint}"):
         task.prepare(SPEC.replace(dtype=np.dtype(dtype)))
+
+
+def test_pixels_that_are_true_or_false_are_masked_too(
+    folder: Path, images: dict[str, NDArray[np.float64]]
+) -> None:
+    data = np.ones((2, *SPEC.shape), bool)
+    exactly(made(Mask(file=str(folder / "mask.npy")), data), np.where(images["mask"], False, data))
 
 
 @pytest.mark.parametrize("value", [True, "1", float("nan"), float("inf"), None, [1], 10**400])
@@ -280,7 +289,7 @@ def test_the_flat_divides_in_the_promised_precision(
         factor = np.reshape(mean, (2, 1, 1)) / flat
         expected = data.astype(number) * factor.astype(number)
     expected = np.where(good, expected, number(5))
-    found = made(Flat(file=str(folder / "flat.npy"), value=5, dtype=result), data)
+    found = made(Flat(image=str(folder / "flat.npy"), value=5, dtype=result), data)
     np.testing.assert_allclose(
         found[..., ~good], rounded(expected, result)[..., ~good], rtol=0, atol=0
     )
@@ -295,15 +304,15 @@ def test_an_unusable_flat_is_no_value_unless_told_otherwise(
     bad = ~((images["flat"] > 0) & np.isfinite(images["flat"]))
     data = np.ones((1, *SPEC.shape), np.uint16)
     path = str(folder / "flat.npy")
-    np.testing.assert_array_equal(np.isnan(made(Flat(file=path), data)[0]), bad)
-    whole = made(Flat(file=path, normalise=False, dtype="uint16"), 100 * data)
+    np.testing.assert_array_equal(np.isnan(made(Flat(image=path), data)[0]), bad)
+    whole = made(Flat(image=path, normalise=False, dtype="uint16"), 100 * data)
     np.testing.assert_array_equal(whole[0] == 65535, bad)
 
 
 def test_a_flat_that_is_not_normalised_divides_by_what_it_says(tmp_path: Path) -> None:
     np.save(tmp_path / "flat.npy", np.full(SPEC.image, 4.0))
     data = frames("u2")
-    task = Flat(file=str(tmp_path / "flat.npy"), normalise=False)
+    task = Flat(image=str(tmp_path / "flat.npy"), normalise=False)
     exactly(made(task, data), data.astype("f4") / 4)
 
 
@@ -313,8 +322,8 @@ def test_a_crop_before_the_flat_changes_no_pixel(
     """The mean is that of the whole detector, whatever of it is seen."""
     data = frames("u2")
     part = SPEC.replace(shape=(2, 5, 6), to_detector=Affine.translation(3, 4))
-    cut = made(Flat(file=str(folder / "flat.npy")), data[:, :, 4:9, 3:9], part)
-    exactly(cut, made(Flat(file=str(folder / "flat.npy")), data)[:, :, 4:9, 3:9])
+    cut = made(Flat(image=str(folder / "flat.npy")), data[:, :, 4:9, 3:9], part)
+    exactly(cut, made(Flat(image=str(folder / "flat.npy")), data)[:, :, 4:9, 3:9])
 
 
 def test_a_flat_without_a_usable_pixel_in_some_band_is_refused(
@@ -323,8 +332,8 @@ def test_a_flat_without_a_usable_pixel_in_some_band_is_refused(
     flat = images["flat"].copy()
     flat[1] = 0
     np.save(tmp_path / "flat.npy", flat)
-    with pytest.raises(BadParameter, match=r"^file: .*flat.npy has no pixel above 0, or a band"):
-        Flat(file=str(tmp_path / "flat.npy")).prepare(SPEC)
+    with pytest.raises(BadParameter, match=r"^image: .*flat.npy has no pixel above 0, or a band"):
+        Flat(image=str(tmp_path / "flat.npy")).prepare(SPEC)
 
 
 def test_linear_multiplies_and_adds_without_a_fused_step(
@@ -414,6 +423,12 @@ def test_cosmic_rays_become_the_value(dtype: str, data: st.DataObject) -> None:
     exactly(made(Cosmic(max_count=limit), pixels), np.where(above, np.dtype(dtype).type(0), pixels))
 
 
+def test_a_pixel_at_max_count_stays() -> None:
+    pixels = np.full((1, *SPEC.shape), 5, "u2")
+    exactly(made(Cosmic(max_count=5), pixels), pixels)
+    exactly(made(Cosmic(max_count=4), pixels), 0 * pixels)
+
+
 def test_max_count_below_0_is_refused() -> None:
     with pytest.raises(BadParameter, match=r"^graph, max_count: should be greater than or equal"):
         Cosmic.load({"max_count": -1}, "graph")
@@ -422,7 +437,7 @@ def test_max_count_below_0_is_refused() -> None:
 @pytest.mark.parametrize(
     "task",
     [
-        lambda path: Dark(image=path), lambda path: Flat(file=path),
+        lambda path: Dark(image=path), lambda path: Flat(image=path),
         lambda path: Linear(slope=path), lambda path: Linear(offset=path),
     ],
 )  # fmt: skip
@@ -463,7 +478,7 @@ def test_a_chain_in_one_pass_is_the_chain_of_its_tasks_to_the_last_bit(
     def fresh() -> dict[str, Pixelwise]:
         return {
             "dark": Dark(image=str(folder / "dark.npy")),
-            "flat": Flat(file=str(folder / "flat.npy")),
+            "flat": Flat(image=str(folder / "flat.npy")),
             "mask": Mask(file=str(folder / "mask.npy"), value="fill"),
             "threshold": Threshold(low=-5, high=300, value=1),
             "linear": Linear(slope=1.7, offset=0.3),

@@ -131,7 +131,7 @@ def test_without_an_exposure_time_the_start_is_refused(task: Task) -> None:
         (Protect(), "limit: give either"),
         (Protect(limit=1, rate=1), "limit: give either"),
         (Protect(limit=65535), "limit: no pixel of uint16 can be above 65535 counts"),
-        (Protect(limit=1, file="absent.npy"), "file: absent.npy cannot be read"),
+        (Protect(limit=1, mask="absent.npy"), "mask: absent.npy cannot be read"),
     ],
 )
 def test_parameters_that_cannot_work_are_refused(task: Task, complaint: str) -> None:
@@ -158,7 +158,7 @@ def test_protection_counts_pixels_above_and_finds_the_brightest(
     masked = data.draw(hnp.arrays(bool, SPEC.shape))
     path = tmp_path_factory.getbasetemp() / "protect_mask.npy"
     np.save(path, masked)
-    table = made(Protect(limit=limit, file=str(path)), pixels)
+    table = made(Protect(limit=limit, mask=str(path)), pixels)
     for frame, row in zip(pixels, table[:, 0], strict=True):
         seen = np.where(masked | (frame != frame), -np.inf, frame.astype(np.float64))
         assert row["nb_above"] == (seen > limit).sum()
@@ -224,6 +224,13 @@ def test_a_rate_is_told_in_both_units() -> None:
     assert "frame 40 has 1 pixel above 500 counts (500000 counts/s)" in said
 
 
+def test_of_several_brightest_pixels_the_first_is_told() -> None:
+    pixels = np.zeros((1, 1, 4, 6), np.uint16)
+    pixels[0, 0, 1:3, 2:5] = 9
+    (row,) = made(Protect(limit=1), pixels)[0]
+    assert (row["nb_above"], row["x"], row["y"]) == (6, 2, 1)
+
+
 def test_it_only_reports_unless_told_to_stop() -> None:
     assert not guarded(Protect(limit=500), in_blocks([9] * 5, 5))
 
@@ -273,7 +280,7 @@ def test_the_mask_may_be_laid_under_a_binned_product(tmp_path: Path) -> None:
     spec = FrameSpec.dense(12, 16, "u2", to_detector=Affine.bin(2, 2), detector_shape=(24, 32))
     data = np.zeros((1, *spec.shape), np.uint16)
     data[0, 0, 0, 0], data[0, 0, 3, 5] = 900, 800
-    task = Protect(limit=500, file=str(tmp_path / "mask.npy"))
+    task = Protect(limit=500, mask=str(tmp_path / "mask.npy"))
     task.prepare(spec)
     task.start(RUN)
     row: Any = task.process(Block(spec, 0, 1, data)).pixels[0, 0]

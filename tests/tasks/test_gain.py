@@ -40,8 +40,10 @@ def files(tmp_path_factory: pytest.TempPathFactory, stacks: dict[str, Array]) ->
 
 
 def raw(count: int = 6) -> Array:
-    """Frames with every gain, the invalid one too."""
-    return np.random.default_rng(6).integers(0, 65536, (count, *SPEC.shape)).astype(np.uint16)
+    """Frames with every gain, the invalid one too; the ends of the ADC in each among them."""
+    data = np.random.default_rng(6).integers(0, 65536, (count, *SPEC.shape)).astype(np.uint16)
+    data[:, :, 5, :8] = [bits + adc for bits in range(0, 65536, 2**14) for adc in (0, 2**14 - 1)]
+    return data
 
 
 class TestGainSwitching(TaskTests):

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import lima2py
 from lima2py.errors import BadParameter
 from lima2py.frame import Array
 from lima2py.task import Task
@@ -49,6 +50,18 @@ def test_values_on_the_edges_of_bins_go_up_and_the_last_one_stays(dtype: str) ->
     frames = np.array([0, 1, 2, 3, 4, 5], dtype).reshape(1, 1, 2, 3)
     made = seen(Histogram(bins=2, range=(0, 4)), frames).pixels
     assert made.tolist() == [[2, 3]]
+
+
+def test_histograms_of_several_frames_can_be_added_up() -> None:
+    graph = """
+      tasks:
+        each: {do: histogram, from: detector, bins: 3, range: [0, 3]}
+        both: {do: accumulate, from: each, frames: 2}
+    """
+    frames = np.random.default_rng(0).integers(0, 3, (4, 5, 6), np.uint8)
+    made = lima2py.apply(graph, frames)["both"].pixels
+    assert made.tolist() == [np.bincount(pair.ravel(), minlength=3).tolist()
+                             for pair in frames.reshape(2, -1)]  # fmt: skip
 
 
 def test_edges_that_are_no_round_numbers_are_met_exactly() -> None:

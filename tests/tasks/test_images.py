@@ -193,6 +193,11 @@ def broken(folder: Path, name: str) -> Path:
             np.save(path, np.full((12, 16), "good"))
         case "text.npy" | "text.edf" | "text.xyz":
             path.write_text("12 16\n")
+        case "nothing.npy":
+            path.touch()
+        case "null.h5":
+            with h5py.File(path, "w") as file:
+                file["a"] = h5py.Empty("f4")
         case "empty.h5":
             h5py.File(path, "w").close()
         case "two.h5":
@@ -216,6 +221,8 @@ WANTED = "it should be one image of numbers, height × width or 2 bands × heigh
         ("absent.edf", "No such file"),
         ("folder.npy", "Is a directory"),
         ("short.npy", "cannot be read"),
+        ("nothing.npy", "cannot be read"),
+        ("null.h5::/a", "cannot be read: the dataset /a is empty"),
         ("objects.npy", "cannot be read"),
         ("text.npy", "cannot be read"),
         ("text.edf", "cannot be read"),

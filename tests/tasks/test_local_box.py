@@ -56,12 +56,14 @@ def test_off_the_pixels_the_nearest_box_is_offered() -> None:
 
 @pytest.mark.parametrize(
     "spec",
-    [
-        FrameSpec("table", (3,), np.dtype("f8")),
-        FrameSpec("vector", (3,), np.dtype("f8")),
-        FrameSpec.dense(9, 9, "f4").replace(to_detector=None),
-    ],
+    [FrameSpec("table", (3,), np.dtype("f8")), FrameSpec("vector", (3,), np.dtype("f8"))],
 )
-def test_a_product_without_a_place_on_the_detector_is_refused(spec: FrameSpec) -> None:
-    with pytest.raises(BadParameter, match=f"box: a {spec.kind} product has no pixels on"):
+def test_a_product_without_pixels_is_refused(spec: FrameSpec) -> None:
+    with pytest.raises(BadParameter, match=f"^box: a {spec.kind} product has no pixels on"):
+        local_box(Roi(0, 0, 1, 1), spec, "box")
+
+
+def test_images_without_a_place_on_the_detector_are_refused_with_a_way_out() -> None:
+    spec = FrameSpec.dense(9, 9, "f4").replace(to_detector=None)
+    with pytest.raises(BadParameter, match=r"^box: the images .* no place .* put this task before"):
         local_box(Roi(0, 0, 1, 1), spec, "box")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,11 @@ class Counts:
 
 def shape(frame):
     return frame[:-1] if frame.any() else frame
+
+def interrupts(frame):
+    if frame.flat[0] == 17:
+        raise KeyboardInterrupt
+    return 1
 
 def dtype(frame):
     return frame / 2 if frame.any() else frame
@@ -436,6 +442,15 @@ def test_an_error_below_the_function_names_its_line(fails: str) -> None:
 def test_a_function_that_wants_to_exit_loses_its_frame(fails: str) -> None:
     ran = Ran(numbered(30), 10, file=fails, call="leaves")
     assert ran.absences == {17: (Fate.TASK_FAILED, "SystemExit: enough (fails.py:16)")}
+
+
+def test_a_keyboard_interrupt_of_its_own_loses_its_frame_and_not_the_node(fails: str) -> None:
+    with ThreadPoolExecutor(1) as pool:  # as in a node; in the main thread it is a Ctrl-C
+        ran = pool.submit(Ran, numbered(30), 10, file=fails, call="interrupts").result()
+    assert [fate for fate, _ in ran.absences.values()] == [Fate.TASK_FAILED]
+    assert ran.absences[17][1].startswith("KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        Ran(numbered(30), 10, file=fails, call="interrupts")
 
 
 @pytest.mark.parametrize(

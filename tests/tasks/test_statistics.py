@@ -54,13 +54,13 @@ def test_statistics_leave_nan_out_and_count_them(frames: Array, lines: int) -> N
         assert row["nb_nan"] == image.size - good.size
         assert row["nb_zero"] == (good == 0).sum()
         if not good.size:
-            assert np.isnan([row[name] for name in ("min", "max", "mean", "std")]).all()
+            assert np.isnan([row[name] for name in ("min", "max", "avg", "std")]).all()
             assert row["sum"] == 0
             continue
         with np.errstate(invalid="ignore", over="ignore"):
             expected = good.min(), good.max(), good.mean(), good.std(), good.sum()
         scale = np.abs(good).max(initial=0, where=np.isfinite(good))
-        made = [row[name] for name in ("min", "max", "mean", "std", "sum")]
+        made = [row[name] for name in ("min", "max", "avg", "std", "sum")]
         np.testing.assert_allclose(made, expected, rtol=1e-9, atol=1e-12 * scale)
 
 
@@ -91,21 +91,40 @@ def test_a_mask_that_leaves_nothing_is_refused(tmp_path: Path) -> None:
 def test_the_fill_factor_counts_what_is_above(frames: Array, lines: int, above: float) -> None:
     above = 0 if frames.dtype.kind == "b" else above
     table = seen(FillFactor(above=above), frames, lines=lines).pixels
-    exact = np.float32(above) if frames.dtype.kind == "f" else above
-    expected = (frames > exact).sum(axis=(2, 3))
+    expected = (frames.astype("f8") > above).sum(axis=(2, 3))
     np.testing.assert_array_equal(table["nb_above"], expected)
     np.testing.assert_allclose(table["fraction"], expected / frames[0, 0].size)
 
 
 @pytest.mark.parametrize(
     ("dtype", "above", "complaint"),
-    [("u2", -1, "from 0 to 65535"), ("u1", 256, "from 0 to 255"), ("?", 1, "true or false")],
+    [
+        ("u2", -1, "outside .* 0 to 65535"),
+        ("u1", 256, "outside .* 0 to 255"),
+        ("u8", 2**64, "outside"),
+        ("f4", 1e39, "outside"),
+        ("?", 2, "outside .* 0 to 1"),
+    ],
 )
 def test_a_limit_that_pixels_cannot_hold_is_refused(
     dtype: str, above: float, complaint: str
 ) -> None:
     with pytest.raises(BadParameter, match=rf"^above: .*{complaint}"):
         FillFactor(above=above).prepare(FrameSpec.dense(3, 4, dtype))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "above"),
+    [("u8", 2**64 - 2), ("i8", 2**63 - 2), ("i8", -(2**63)), ("f4", 0.1), ("f8", 0.1)],
+)
+def test_a_limit_of_many_digits_is_compared_exactly(dtype: str, above: float) -> None:
+    task = FillFactor.load({"above": above}, "graph")
+    task.prepare(FrameSpec.dense(3, 4, dtype))
+    (*_, limit) = task.constants
+    assert limit.dtype == np.dtype(dtype)
+    assert limit.item() <= above
+    after = limit.item() + 1 if limit.dtype.kind in "iu" else np.nextafter(limit, limit + 1).item()
+    assert after > above
 
 
 @settings(max_examples=60)
@@ -152,7 +171,7 @@ def test_centres_are_places_on_the_detector() -> None:
 
 def test_a_centre_without_a_place_is_refused() -> None:
     spec = FrameSpec("dense", (1, 4, 4), np.dtype("u2"))
-    with pytest.raises(BadParameter, match="without a place on the detector"):
+    with pytest.raises(BadParameter, match=r"^from: .* no place on the detector .* before"):
         CentreOfMass().prepare(spec)
 
 

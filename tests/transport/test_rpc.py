@@ -13,7 +13,10 @@ import zmq
 from lima2py.errors import BadCommand, BadParameter, LimaError, NodeError
 from lima2py.transport.rpc import Client, Server
 from lima2py.transport.sockets import new_context
+from lima2py.transport.wire import MAGIC, VERSION
 
+OURS = MAGIC + bytes([VERSION])
+OTHER_VERSION = MAGIC + bytes([VERSION + 1])
 go_on = threading.Event()
 
 
@@ -125,9 +128,9 @@ def test_a_dead_node_ends_the_wait_at_once(
     [
         [b""],
         [b"GET / HTTP/1.1"],
-        [b"LIMA\x01\xc1"],
-        [b"LIMA\x02\x93\x01\xa4ping\x80"],
-        [b"LIMA\x01\x93\x01\xa4ping\x80", b"more"],
+        [OURS + b"\xc1"],
+        [OTHER_VERSION + b"\x93\x01\xa4ping\x80"],
+        [OURS + b"\x93\x01\xa4ping\x80", b"more"],
         [b"\x80\x04\x95pickle"],
     ],
 )
@@ -137,7 +140,9 @@ def test_what_is_no_request_is_dropped_and_others_are_served(
     stranger = context.socket(zmq.DEALER)
     stranger.linger = 500
     stranger.connect(address)
-    stranger.send_multipart(parts)
-    assert client.call("add", a=1, b=1) == 2
-    assert not stranger.poll(50)
-    stranger.close()
+    try:
+        stranger.send_multipart(parts)
+        assert client.call("add", a=1, b=1) == 2
+        assert not stranger.poll(50)
+    finally:
+        stranger.close()
