@@ -75,7 +75,7 @@ def _send(pool: NDArray[Any], spec: FrameSpec, frames: int, read: bool) -> float
         child.start()
         address = here.recv()
         receiver = Receiver(0, "receiver", "0", address, max(2, shape.slots), True)
-        push = Push(context, books, RUN, 0, [receiver], shape.frames, 1)
+        push = Push(context, books, RUN, 0, [receiver], shape.frames, (), lambda _: None)
         began = time.perf_counter()
         index = 0
         while index < frames:
@@ -117,7 +117,7 @@ def _receive(
     for block in pull:
         if block is not None:
             if read and block.data is not None:
-                block.data.max()
+                block.pixels.max()
             done.append(wire.DoneBlock(block.index, block.count, *block.origin, [], []))
         if done and (block is None or len(done) >= 16):
             pull.acknowledge(done)
