@@ -126,9 +126,9 @@ def test_nothing_is_followed_after_the_session_was_closed(session: Session, grap
     next(stream)
     session.close()
     assert all(frame.absence is not None or frame.data is not None for frame in stream)
-    for look in (lambda: session.stream("beam"), lambda: session.tap("live")):
+    for look, name in ((session.stream, "beam"), (session.tap, "live")):
         with pytest.raises(BadCommand, match="the session cannot look: it is closed"):
-            look()
+            look(name)
     with pytest.raises(BadCommand, match="cannot update: it is closed"):
         session.update("beam", rois={"a": [0, 0, 1, 1]})
 
