@@ -114,8 +114,8 @@ class Stripwise(_OnePassTask):
     """
 
     function: ClassVar[str]
-    """The compiled function, as `module:name`; decorated `@njit(nogil=True, cache=True, ...)`. It
-    calls no function of another module of ours."""
+    """The compiled function, written as its module, a colon and its name. It is decorated
+    `@njit(nogil=True, cache=True, ...)` and calls no function of another module of ours."""
 
     def prepare(self, spec: FrameSpec) -> FrameSpec:
         """Check the parameters against what comes in; say what will come out."""

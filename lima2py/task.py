@@ -100,8 +100,8 @@ class Task(Model, ABC):
     """Whether what comes out also depends on frames given before. When other tasks raise on a block
     they are given its frames one by one, to find the one at fault."""
     needs: ClassVar[Mapping[str, float]] = {}
-    """What it needs of every node besides a core: `{"gpu": 1}`. `lima2py check` says so; nobody
-    reserves it."""
+    """What it needs of every node besides a core, by name, and how much of it (gpu, 1).
+    `lima2py check` says so; nobody reserves it."""
 
     if_fails: Literal["mark", "stop"] = "mark"
     """When it fails on a frame: `mark` that frame as absent and go on, or `stop` the acquisition

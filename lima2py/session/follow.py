@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from heapq import heappop, heappush
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,7 @@ def streamed(
     """
     after = {handle.name: -1 for handle in nodes}
     waiting: list[tuple[int, int, Block]] = []
+    order = count()
     told_to = dict.fromkeys(after, -1)
     expected: int | None = None
     missed = False
@@ -85,7 +87,7 @@ def streamed(
                 missed = missed or serial > after[handle.name] + 1
                 after[handle.name] = serial
                 told_to[handle.name] = packed["index"]
-                heappush(waiting, (packed["index"], id(packed), product_of(spec, packed)))
+                heappush(waiting, (packed["index"], next(order), product_of(spec, packed)))
                 news = True
             if told["ended"]:
                 del after[handle.name]
