@@ -153,9 +153,9 @@ def _missing(ranges: Ranges, first: int, end: int, spec: FrameSpec) -> Block:
     """Products that nobody has, and why."""
     unknown = Absence(Fate.NO_RECORD, "session", "gave way before it was read, or a node was lost")
     found = dict.fromkeys(range(end - first), unknown)
-    for begin, count, cause, who, detail in ranges:
+    for begin, many, cause, who, detail in ranges:
         said = Absence(Fate[cause.upper()], who, detail)
-        lines = range(begin // spec.span, (begin + count - 1) // spec.span + 1)
+        lines = range(begin // spec.span, (begin + many - 1) // spec.span + 1)
         found.update({number - first: said for number in lines if first <= number < end})
     return Block(spec, first, end - first, None, found)
 
