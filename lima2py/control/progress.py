@@ -31,6 +31,8 @@ RATE_OVER = 3.0
 RETRY = 0.02
 """Seconds between two looks whether the detector takes a trigger now."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+QUIET_PREPARE = 20.0
+"""Seconds of preparing after which that is said where the output is no terminal."""
 QUIET_REFRESH = 5.0
 """Seconds between two lines where the output is no terminal."""
 
@@ -48,7 +50,7 @@ def preparing(console: Console) -> Iterator[None]:
         with console.status(text):
             yield
         return
-    later = threading.Timer(QUIET_REFRESH, console.print, [text])
+    later = threading.Timer(QUIET_PREPARE, console.print, [text])
     later.start()
     try:
         yield
