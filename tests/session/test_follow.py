@@ -35,10 +35,17 @@ def graph(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture(params=[0, 1, 3], ids=["inline", "one node", "three nodes"])
-def session(request: pytest.FixtureRequest) -> Iterator[Session]:
+@pytest.fixture(scope="module", params=[0, 1, 3], ids=["inline", "one node", "three nodes"])
+def session(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Session]:
+    """A session on so many processing nodes, which are there already."""
     nodes: int = request.param
+    path = tmp_path_factory.mktemp("first") / "first.yaml"
+    path.write_text(GRAPH)
     with Session.open("simulator", detector=DETECTOR, processing_nodes=nodes) as opened:
+        begin(opened, path, nb_frames=10)
+        assert opened.wait(60).ok
         yield opened
 
 
@@ -108,8 +115,6 @@ def test_a_lost_node_ends_no_stream(graph: Path) -> None:
 
 
 def test_what_cannot_be_followed_is_said(session: Session, graph: Path) -> None:
-    with pytest.raises(BadCommand, match="nothing to stream yet"):
-        session.stream("beam")
     begin(session, graph)
     session.wait(30)
     with pytest.raises(BadParameter, match=r'no channel "sun" \(did you mean "sum"'):
@@ -120,7 +125,17 @@ def test_what_cannot_be_followed_is_said(session: Session, graph: Path) -> None:
         next(session.stream("four"))
 
 
-def test_nothing_is_followed_after_the_session_was_closed(session: Session, graph: Path) -> None:
+def test_nothing_is_followed_or_updated_before_a_run() -> None:
+    with Session.open("simulator", detector=DETECTOR) as session:
+        with pytest.raises(BadCommand, match="nothing to stream yet"):
+            session.stream("beam")
+        with pytest.raises(BadCommand, match="no graph yet"):
+            session.update("beam", rois={})
+
+
+@pytest.mark.parametrize("nodes", [0, 2])
+def test_nothing_is_followed_after_the_session_was_closed(nodes: int, graph: Path) -> None:
+    session = Session.open("simulator", detector=DETECTOR, processing_nodes=nodes)
     begin(session, graph)
     stream = session.stream("beam")
     next(stream)
@@ -155,8 +170,6 @@ def test_a_tap_follows_an_update_while_the_run_goes_on(session: Session, graph: 
 
 
 def test_an_update_that_cannot_be_is_refused(session: Session, graph: Path) -> None:
-    with pytest.raises(BadCommand, match="no graph yet"):
-        session.update("beam", rois={})
     begin(session, graph)
     with pytest.raises(BadParameter, match=r'task "beam", rois: .*at least one'):
         session.update("beam", rois={})
