@@ -20,8 +20,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from pydantic import PrivateAttr
 
-from lima2py.errors import BadParameter
 from lima2py.frame import Array, Block, FrameSpec
+from lima2py.inputs import needs_images, needs_numbers
 from lima2py.kernels.compiled import function_from, modules_of
 from lima2py.task import Task
 
@@ -58,13 +58,9 @@ class _OnePassTask(Task):
     _alone: OnePass | None = PrivateAttr(default=None)
     _input: FrameSpec = PrivateAttr()
 
-    def _check(self, spec: FrameSpec, field_name: str) -> None:
-        if spec.kind != "dense":
-            raise BadParameter(
-                f"{field_name}: this is done to images, and a {spec.kind} product comes in"
-            )
-        if spec.dtype.kind not in "biuf" or not spec.dtype.isnative or spec.dtype == np.float16:
-            raise BadParameter(f"{field_name}: pixels of {spec.dtype} cannot be computed with")
+    def _check(self, spec: FrameSpec) -> None:
+        needs_images(spec)
+        needs_numbers(spec.dtype)
         self._input = spec
 
     def process(self, block: Block) -> Block:
@@ -98,7 +94,7 @@ class Pixelwise(_OnePassTask):
 
     def prepare(self, spec: FrameSpec) -> FrameSpec:
         """Only the type of the pixels may change."""
-        self._check(spec, "from")
+        self._check(spec)
         self._operation = self.operation(spec)
         self._spec = spec.replace(dtype=np.dtype(self._operation.dtype))
         return self._spec
@@ -119,7 +115,7 @@ class Stripwise(_OnePassTask):
 
     def prepare(self, spec: FrameSpec) -> FrameSpec:
         """Check the parameters against what comes in; say what will come out."""
-        self._check(spec, "from")
+        self._check(spec)
         self._spec = self.product(spec)
         return self._spec
 

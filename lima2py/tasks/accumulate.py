@@ -16,8 +16,8 @@ from pydantic import Field, PrivateAttr
 
 from lima2py.errors import BadParameter
 from lima2py.frame import Absence, Array, Block, Fate, FrameSpec
+from lima2py.inputs import needs_numbers
 from lima2py.task import RunContext, Task
-from lima2py.tasks.inputs import needs_numbers
 
 _MOST_OPEN = 8
 """Products of which only a part has come. One whose other frames went to another node stays."""

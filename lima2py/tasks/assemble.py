@@ -19,8 +19,8 @@ from lima2py.documents import read_yaml
 from lima2py.errors import BadParameter
 from lima2py.frame import Array, Block, FrameSpec
 from lima2py.geometry import Affine, Roi
+from lima2py.inputs import needs_images
 from lima2py.task import InputFile, RunContext, Task
-from lima2py.tasks.inputs import needs_images
 from lima2py.tasks.pixels import PixelValue, as_pixel
 from lima2py.units import Model
 

@@ -14,8 +14,8 @@ from pydantic import AfterValidator, Field, PrivateAttr
 
 from lima2py.errors import BadParameter
 from lima2py.frame import Array, Block, FrameSpec
+from lima2py.inputs import needs_images, needs_numbers
 from lima2py.task import RunContext, Task
-from lima2py.tasks.inputs import needs_images, needs_numbers
 from lima2py.tasks.pixels import Number
 
 

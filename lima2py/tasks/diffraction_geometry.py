@@ -23,9 +23,9 @@ from pydantic import AfterValidator, Field, PrivateAttr
 from lima2py.errors import BadParameter
 from lima2py.frame import Array, FrameSpec
 from lima2py.geometry import Roi
+from lima2py.inputs import needs_images, needs_numbers
 from lima2py.task import InputFile, place_of
 from lima2py.tasks.images import lay_under, read_images
-from lima2py.tasks.inputs import needs_images, needs_numbers
 from lima2py.tasks.kept import KeptArrays
 from lima2py.units import Model
 

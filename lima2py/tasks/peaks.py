@@ -10,8 +10,8 @@ from pydantic import Field, PrivateAttr
 from lima2py.errors import BadParameter
 from lima2py.frame import Array, Block, FrameSpec, Ragged
 from lima2py.geometry import Affine
+from lima2py.inputs import needs_one_band
 from lima2py.task import RunContext, Task
-from lima2py.tasks.inputs import needs_one_band
 
 PEAKS = np.dtype([("x", "f8"), ("y", "f8"), ("intensity", "f8"), ("nb_pixels", "u4")])
 """One peak."""

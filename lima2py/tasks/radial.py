@@ -14,6 +14,7 @@ from pydantic import Field, PrivateAttr
 
 from lima2py.errors import BadParameter
 from lima2py.frame import Array, Block, FrameSpec, Ragged
+from lima2py.inputs import needs_one_band
 from lima2py.task import RunContext, Task
 from lima2py.tasks.diffraction_geometry import (
     RADIAL_UNITS,
@@ -24,7 +25,6 @@ from lima2py.tasks.diffraction_geometry import (
     RadialUnit,
     ValidPixels,
 )
-from lima2py.tasks.inputs import needs_one_band
 from lima2py.tasks.kept import KeptArrays
 
 

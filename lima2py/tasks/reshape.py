@@ -15,8 +15,8 @@ from lima2py.acquisition import BinningField, RoiField
 from lima2py.errors import BadParameter
 from lima2py.frame import Array, Block, FrameSpec
 from lima2py.geometry import Affine, Roi
+from lima2py.inputs import needs_images, needs_numbers
 from lima2py.task import RunContext, Task, local_box
-from lima2py.tasks.inputs import needs_images, needs_numbers
 
 
 class Crop(Task):

@@ -9,47 +9,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import PrivateAttr
 
-from lima2py.errors import BadGraph, StorageError
-from lima2py.frame import Absence, Array, Block, Fate, FrameSpec
+from lima2py.errors import BadGraph
+from lima2py.frame import Absence, Block, Fate, FrameSpec
 from lima2py.graph.definition import TaskDefinition, parse_graph
 from lima2py.graph.flow import Flow
 from lima2py.graph.plan import Plan
 from lima2py.node.ledger import Ledger
-from lima2py.task import RunContext, Sink, Task
+from lima2py.task import RunContext, Task
 from lima2py.tasks.accumulate import Accumulate
 from lima2py.transport.wire import DoneBlock
+from tests.graph.test_flow import Keep
 
 SPEC = FrameSpec.dense(3, 5, "uint16")
-
-
-class Keep(Sink):
-    """A sink in memory that says how often it was flushed; fails on request."""
-
-    file: str = "x"
-    fail_flush: bool = False
-
-    _frames: dict[int, Array] = PrivateAttr(default_factory=dict)
-    _rows: int = 0
-
-    def prepare(self, spec: FrameSpec) -> FrameSpec:
-        return spec
-
-    @property
-    def files(self) -> list[str]:
-        return ["memory"]
-
-    def write(self, block: Block) -> int:
-        for frame in block.frames():
-            if frame.data is not None:
-                self._frames[frame.index] = frame.data.copy()
-        self._rows += block.count
-        return self._rows - block.count
-
-    def flush(self) -> None:
-        if self.fail_flush:
-            raise StorageError("disk: gone")
 
 
 def plan_of(tasks: dict[str, tuple[str, Task]]) -> Plan:
@@ -58,8 +30,7 @@ def plan_of(tasks: dict[str, tuple[str, Task]]) -> Plan:
         name: TaskDefinition(name, "test", (source,), task)
         for name, (source, task) in tasks.items()
     }
-    made = Plan.make(type(definition)("g", "", entries, "", "g.yaml", definition.base), SPEC)
-    return made
+    return Plan.make(type(definition)("g", "", entries, "", "g.yaml", definition.base), SPEC)
 
 
 def accumulating(n: int, **options: object) -> dict[str, tuple[str, Task]]:
@@ -122,9 +93,11 @@ def test_the_ledger_has_a_line_for_every_product_and_every_frame(
     ]
     keep = plan.sinks["sums"]
     assert isinstance(keep, Keep)
-    for g, data in keep._frames.items():
-        assert (data == sum(range(g * n + 1, (g + 1) * n + 1))).all()
-    assert set(keep._frames) == set(range(total // n)) - spoiled
+    frames = [frame for block in keep._kept for frame in block.frames() if frame.data is not None]
+    for frame in frames:
+        expected = sum(range(frame.index * n + 1, (frame.index + 1) * n + 1))
+        assert np.all(frame.data == expected)
+    assert {frame.index for frame in frames} == set(range(total // n)) - spoiled
 
 
 def test_a_frame_counts_as_done_only_when_its_group_is_complete() -> None:
