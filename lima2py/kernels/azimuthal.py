@@ -1,16 +1,70 @@
 """Share the pixels of a strip out among the bins they fall into.
 
 A table says for every pixel `p` of an image into which bins it falls, and with which share: the
-entries `start[p] .. start[p + 1] - 1` of `bins` and `shares`. They come in pairs, because most
-pixels fall into one or two bins, and a loop that is mostly gone through once is quick; where their
-number is odd there is one more, whose share is 0. Pixels of value 0 are skipped: they add nothing.
-What holds for every frame (the sums of shares and weights of all pixels) is not added up here, but
-what is missing from it where a pixel has no valid value.
+entries `start[p] .. start[p + 1] - 1` of `bins` and `shares`. An entry is for one bin, or for four
+that follow one another: what a pixel adds to these is then computed and added at once. Each bin
+that four begin with has four sums of its own, so that no two additions overlap: the processor hands
+on what was just written only if it is read in the same piece. Pixels of value 0 may be skipped:
+they add nothing. What holds for every frame (the sums of shares and weights of all pixels) is not
+added up here, but what is missing from it where a pixel has no valid value.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
+from numba.extending import intrinsic
 
 from lima2py.kernels.compiled import njit
+
+FOUR = 4
+"""How many bins one after the other an entry may be for, if not one."""
+
+
+def _adds_four(squared: bool) -> Any:
+    """A function that adds a value to four sums, by four shares or by their squares.
+
+    Args of the function:
+        sums: float64, in one row.
+        place: the first of the four among them.
+        shares: float32, in one row.
+        at: the first of the four among them.
+        value: to be shared out.
+    """
+
+    def add(_context: Any, sums: Any, place: Any, shares: Any, at: Any, value: Any) -> Any:
+        def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            def four(which: int, kind: Any) -> Any:
+                array = context.make_array(signature.args[which])(
+                    context, builder, arguments[which]
+                )
+                first = builder.gep(array.data, [arguments[which + 1]])
+                return builder.bitcast(first, ir.VectorType(kind, FOUR).as_pointer())
+
+            double = ir.VectorType(ir.DoubleType(), FOUR)
+            target = four(0, ir.DoubleType())
+            share = builder.fpext(builder.load(four(2, ir.FloatType()), align=4), double)
+            nothing = ir.Constant(double, ir.Undefined)
+            one = builder.insert_element(nothing, arguments[4], ir.Constant(ir.IntType(32), 0))
+            everywhere = ir.Constant(ir.VectorType(ir.IntType(32), FOUR), [0] * FOUR)
+            shared = builder.fmul(builder.shuffle_vector(one, nothing, everywhere), share)
+            if squared:
+                shared = builder.fmul(shared, share)
+            may_contract = ("contract",)
+            before = builder.load(target, align=8)
+            builder.store(builder.fadd(before, shared, flags=may_contract), target, align=8)
+            return context.get_dummy_value()
+
+        return types.void(sums, types.intp, shares, types.intp, types.float64), write
+
+    return intrinsic(add)
+
+
+_add_four = _adds_four(squared=False)
+_add_four_squared = _adds_four(squared=True)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -25,56 +79,89 @@ def integrate(  # type: ignore[no-untyped-def]
         frame: the number of the frame in `sums` and `missing`.
         height: of one band.
         start: uint32 `(height × width + 1)`, the first entry of every pixel.
-        bins: uint32, of every entry.
-        shares: float32, of every entry.
+        bins: uint32, of every entry the first bin.
+        shares: float32 `(entries, 1 or FOUR)`: of every entry, the shares of its bins; 0 for those
+            that the pixel does not fall into, which need not exist.
         weights: float32 `(height × width)`, by which a pixel counts in the normalisation.
         low: pixels from `low` to `high` have no valid value; nor have those that are not finite.
         high: see `low`.
         every: whether 0 is such a value, so that no pixel may be skipped.
-        sums: float64 `(frames, bands, lanes, bins, columns)`, to be added up over the lanes, a
-            power of two: neighbouring pixels, which fall into the same bins, need not wait for
-            each other. The first column is the signal. A second one, if there is, is what Poisson
-            statistics make of the variance beyond the 1 that every pixel has at least.
+        sums: float64 `(frames, bands, lanes, bins, columns, 1 or FOUR)`, to be added up over the
+            lanes, a power of two: neighbouring pixels, which may fall into the same bins, need not
+            wait for each other; and the second of four to those of the next bin. The first column
+            is the signal. A second one, if there is, is what Poisson statistics make of the
+            variance beyond the 1 that every pixel has at least.
         missing: float64 `(frames, bands, bins, 4)`: weights, shares, squared shares and entries of
             pixels without a valid value, entries of share 0 not counted; of no frame, if all pixels
             are valid.
     """
-    # No view is made in the loop over pixels: numba would count who holds it, each time.
+    # No view is made in the loops over pixels: numba would count who holds it, each time.
     rows, width = strip.shape
-    pixels = height * width
-    lanes = sums.shape[2]
-    poisson = sums.shape[4] == 2
+    bands, lanes, nb_bins, columns, side = sums.shape[1:]
+    all_sums, all_shares = sums.reshape(-1), shares.reshape(-1)
     may_miss = missing.shape[0] > 0
     found = np.empty(width, np.uint32)
     for y in range(rows):
         line = strip[y]
         band = (row + y) // height
-        first = (row + y) * width - band * pixels
+        first = (row + y - band * height) * width
         begins = start[first : first + width + 1]
-        own = sums[frame, band]
-        n = 0
+        lane = (frame * bands + band) * lanes * nb_bins
+        not_zero = 0
         for x in range(width):
-            found[n] = x
-            n += every | (line[x] != 0)
-        for i in range(n):
-            x = found[i]
-            v = np.float64(line[x])
-            lane = i & (lanes - 1)
-            if may_miss and ((low <= v <= high) or v - v != 0.0):
+            not_zero += line[x] != 0
+        n = 0
+        if may_miss:
+            lost = missing[frame, band]
+            for x in range(width):
+                v = np.float64(line[x])
+                if (low <= v <= high) or v - v != 0.0:
+                    _miss(begins[x], begins[x + 1], bins, shares, weights[first + x], lost)
+                else:
+                    found[n] = x
+                    n += every | (v != 0.0)
+        elif 4 * not_zero < 3 * width:
+            for x in range(width):
+                found[n] = x
+                n += line[x] != 0
+        else:  # so many that it is quicker to take all
+            for x in range(width):
+                v, lane_of_x = np.float64(line[x]), lane + (x & (lanes - 1)) * nb_bins
                 for k in range(begins[x], begins[x + 1]):
-                    share = np.float64(shares[k])
-                    missing[frame, band, bins[k], 0] += share * weights[first + x]
-                    missing[frame, band, bins[k], 1] += share
-                    missing[frame, band, bins[k], 2] += share * share
-                    missing[frame, band, bins[k], 3] += share != 0.0
-            elif poisson:
-                beyond = max(v - 1.0, 0.0)
-                for k in range(begins[x], begins[x + 1], 2):
-                    own[lane, bins[k], 0] += v * shares[k]
-                    own[lane, bins[k], 1] += beyond * shares[k] * shares[k]
-                    own[lane, bins[k + 1], 0] += v * shares[k + 1]
-                    own[lane, bins[k + 1], 1] += beyond * shares[k + 1] * shares[k + 1]
-            else:
-                for k in range(begins[x], begins[x + 1], 2):
-                    own[lane, bins[k], 0] += v * shares[k]
-                    own[lane, bins[k + 1], 0] += v * shares[k + 1]
+                    _add(v, k, bins, all_shares, side, columns, lane_of_x, all_sums)
+        for i in range(n):
+            pixel = np.intp(found[i])
+            v, lane_of_x = np.float64(line[pixel]), lane + (i & (lanes - 1)) * nb_bins
+            for k in range(begins[pixel], begins[pixel + 1]):
+                _add(v, k, bins, all_shares, side, columns, lane_of_x, all_sums)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _add(v, k, bins, shares, side, columns, lane, sums):  # type: ignore[no-untyped-def]
+    """Add a pixel of value `v` to the bins of its entry `k`."""
+    place = (lane + np.intp(bins[k])) * columns * side
+    beyond = max(v - 1.0, 0.0)
+    if side == FOUR:
+        at = np.intp(FOUR * k)
+        _add_four(sums, place, shares, at, v)
+        if columns == 2:
+            _add_four_squared(sums, place + FOUR, shares, at, beyond)
+    else:
+        share = np.float64(shares[k])
+        sums[place] += v * share
+        if columns == 2:
+            sums[place + 1] += beyond * share * share
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _miss(begin, end, bins, shares, weight, lost):  # type: ignore[no-untyped-def]
+    """Note that a pixel has no valid value."""
+    for k in range(begin, end):
+        for offset in range(shares.shape[1]):
+            share = np.float64(shares[k, offset])
+            if share != 0.0:
+                of_bin = lost[bins[k] + offset]
+                of_bin[0] += share * weight
+                of_bin[1] += share
+                of_bin[2] += share * share
+                of_bin[3] += 1.0

@@ -29,8 +29,10 @@ from lima2py.tasks.images import lay_under, read_images
 from lima2py.tasks.kept import KeptArrays
 from lima2py.units import Model
 
-FORMAT = 2
+FORMAT = 3
 """Of what is kept; raised when it changes."""
+CACHED = 2**14
+"""The sums of so many bins, four of each, stay in the cache of a core."""
 
 RadialUnit = Literal["q_nm^-1", "q_A^-1", "2th_deg", "2th_rad", "r_mm"]
 RADIAL_UNITS = ("q_nm^-1", "q_A^-1", "2th_deg", "2th_rad", "r_mm")
@@ -191,10 +193,8 @@ class Diffraction(Model):
             `weights` float32, of every one of `pixels`; `radial` float64, the centres of the bins.
         """
         table = self._made_table(binning)
-        real = table["shares"] != 0
-        entries = np.diff(table["start"])
-        pixels = np.repeat(np.arange(len(entries), dtype=np.uint32), entries)[real]
-        bins = table["bins"][real]
+        entries, bins = np.diff(table["start"]), table["bins"]  # of one bin each, without splitting
+        pixels = np.repeat(np.arange(len(entries), dtype=np.uint32), entries)
         pixels = pixels[np.argsort(bins, kind="stable")]
         first = np.zeros(binning.bins[0] + 1, np.int64)
         np.cumsum(np.bincount(bins, minlength=binning.bins[0]), out=first[1:])
@@ -301,34 +301,61 @@ def laid_table(
         nb_bins: in all.
     """
     counts = np.diff(start)[under]
-    padded = counts + counts % 2
-    begins = np.zeros(len(under) + 1, np.int64)
-    np.cumsum(padded, out=begins[1:])
-    if not begins[-1]:
+    begins = np.cumsum(counts) - counts
+    if not counts.sum():
         raise BadParameter(
             "from: no pixel seen here falls into any bin; crop less, or check the ranges and the"
             " mask"
         )
-    entries = np.arange(begins[-1]) + np.repeat(start[:-1][under] - begins[:-1], padded)
-    added = (begins[1:] - 1)[counts % 2 == 1]
-    entries[added] -= 1  # into the same bin as the last one
-    bins, shares = bins[entries].astype(np.uint32), shares[entries].astype(np.float32)
-    shares[added] = 0
-    shares[~np.isfinite(shares)] = 0  # pyFAI's full splitting gives NaN for a few slivers
+    entries = np.arange(counts.sum()) + np.repeat(start[:-1][under] - begins, counts)
+    pixels = np.repeat(np.arange(len(under)), counts)
+    bins, shares = bins[entries].astype(np.int64), shares[entries].astype(np.float32)
+    real = np.isfinite(shares) & (shares != 0)  # pyFAI's full splitting gives NaN for some slivers
+    pixels, bins, shares = pixels[real], bins[real], shares[real]
     weights = weights[under]
     totals = np.empty((4, nb_bins))
-    totals[0] = np.bincount(bins, shares * np.repeat(weights.astype(np.float64), padded), nb_bins)
+    totals[0] = np.bincount(bins, shares * weights.astype(np.float64)[pixels], nb_bins)
     totals[1] = np.bincount(bins, shares, nb_bins)
     totals[2] = np.bincount(bins, np.square(shares, dtype=np.float64), nb_bins)
-    totals[3] = np.bincount(bins, shares != 0, nb_bins)
+    totals[3] = np.bincount(bins, minlength=nb_bins)
     return {
-        "start": begins.astype(np.uint32),
-        "bins": bins,
-        "shares": shares,
+        **_quickest(pixels, bins, shares, len(under), nb_bins),
         "weights": weights,
         "totals": totals,
         "radial": radial,
     }
+
+
+def _quickest(
+    pixels: Array, bins: Array, shares: Array, nb_pixels: int, nb_bins: int
+) -> dict[str, Array]:
+    """`start`, `bins` and `shares` as `kernels.azimuthal` has them, for one bin or for four.
+
+    Four at once cost as much as one, and as much memory as four.
+    """
+    from lima2py.kernels.azimuthal import FOUR  # takes half a second, for numba
+
+    order = np.lexsort((bins, pixels))
+    pixels, bins, shares = pixels[order], bins[order], shares[order]
+    if nb_bins <= CACHED:
+        fours = _entries(pixels, bins, shares, nb_pixels, FOUR)
+        if 2 * len(fours["bins"]) <= len(bins):
+            return fours
+    return _entries(pixels, bins, shares, nb_pixels, 1)
+
+
+def _entries(
+    pixels: Array, bins: Array, shares: Array, nb_pixels: int, side: int
+) -> dict[str, Array]:
+    offset = (bins - bins[np.searchsorted(pixels, pixels)]) % side
+    firsts = bins - offset
+    begins = np.ones(len(pixels), np.bool_)  # also where a pixel falls into a bin once more
+    begins[1:] = (np.diff(pixels) != 0) | (np.diff(firsts) != 0) | (np.diff(bins) == 0)
+    laid = np.zeros((np.count_nonzero(begins), side), np.float32)
+    laid[np.cumsum(begins) - 1, offset] = shares
+    start = np.zeros(nb_pixels + 1, np.uint32)
+    np.cumsum(np.bincount(pixels[begins], minlength=nb_pixels), out=start[1:])
+    return {"start": start, "bins": firsts[begins].astype(np.uint32), "shares": laid}
 
 
 def _units() -> Any:
