@@ -188,7 +188,7 @@ class Classic:
         self._boxes = np.array(list(ROIS.values()))
         self._graph = Pipeline(CLASSIC, self.frames, folder)
         self._size = len(self._graph.parts[0])
-        room = (self._size, shape[0] * shape[1] + SPARE)
+        room = self._size * (shape[0] * shape[1] + SPARE)
         self._room = np.empty(room, np.uint32), np.empty(room, np.float32)
         self._check()
 
@@ -229,18 +229,18 @@ class Classic:
         count = len(frames)
         rois = np.empty((count, len(self._boxes), 5))
         rois[:] = np.inf, -np.inf, 0, 0, 0
-        above = np.zeros(count, np.int64)
+        places, state = np.zeros((count, 2), np.int64), np.zeros(2, np.int64)
         _everything(
-            frames, self._dark, self._factor, self._mask, LOW, self._boxes, rois, above, *self._room
-        )
+            frames, self._dark, self._factor, self._mask, LOW, self._boxes, rois,
+            places, state, *self._room,
+        )  # fmt: skip
         pixels = self._boxes[:, 2] * self._boxes[:, 3]
         rois[..., 2] = rois[..., 4] / pixels
         rois[..., 3] = np.sqrt(np.maximum(rois[..., 3] / pixels - rois[..., 2] ** 2, 0))
         index, value = (
-            np.concatenate([own[:n] for own, n in zip(room[:count], above, strict=True)])
-            for room in self._room
+            np.concatenate([room[begin:end] for begin, end in places]) for room in self._room
         )
-        return rois, above, index, value
+        return rois, places[:, 1] - places[:, 0], index, value
 
     def _check(self) -> None:
         """All three give the same."""
@@ -263,7 +263,7 @@ class Classic:
 @njit(nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})  # type: ignore[untyped-decorator]
 def _everything(
     frames: Any, dark: Any, factor: Any, mask: Any, low: Any, boxes: Any,
-    rois: Any, above: Any, index: Any, value: Any,
+    rois: Any, places: Any, state: Any, index: Any, value: Any,
 ) -> None:  # fmt: skip
     """A block of frames in one pass over memory, line by line.
 
@@ -296,4 +296,4 @@ def _everything(
                     own[1] = max(own[1], most)
                     own[3] += squares
                     own[4] += total
-            sparsify(line.reshape(1, width), y, n, zero, above, index, value)
+            sparsify(line.reshape(1, width), y, n, zero, height, places, state, index, value)

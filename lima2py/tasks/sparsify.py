@@ -13,8 +13,8 @@ from lima2py.frame import Array, Block, FrameSpec, Ragged
 from lima2py.onepass import Stripwise
 from lima2py.tasks.pixels import Number, limit_of
 
-_SPARE = 8
-"""The kernel may write so many places beyond the last pixel."""
+_SPARE = 64
+"""The kernel may write so many places beyond the last pixel of a frame."""
 
 
 class Sparsify(Stripwise):
@@ -41,34 +41,33 @@ class Sparsify(Stripwise):
         bands, height, width = spec.shape
         if bands * height * width > 2**32:
             raise BadParameter(f"from: {spec} has more than 2**32 pixels, too many to number")
-        self._room = np.empty((0, 0), np.uint32), np.empty((0, 0), spec.dtype)
+        self._room = np.empty(0, np.uint32), np.empty(0, spec.dtype)
         dtype = np.dtype([("index", np.uint32), ("value", spec.dtype)])
         return FrameSpec("sparse", spec.shape, dtype, spec.to_detector,
                          detector_shape=spec.detector_shape, span=spec.span)  # fmt: skip
 
     @property
     def constants(self) -> tuple[Any, ...]:
-        """What to compare with."""
-        return (self._limit,)
+        """What to compare with, and the rows of a frame."""
+        return (self._limit, np.int64(self._input.bands * self._input.height))
 
     def buffers(self, count: int) -> tuple[Array, ...]:
         """No pixel found."""
-        if len(self._room[0]) < count:
-            shape = count, math.prod(self._input.shape) + _SPARE
-            self._room = np.empty(shape, np.uint32), np.empty(shape, self._input.dtype)
-        return (np.zeros(count, np.int64), *(room[:count] for room in self._room))
+        size = count * (math.prod(self._input.shape) + _SPARE)
+        if len(self._room[0]) < size:
+            self._room = np.empty(size, np.uint32), np.empty(size, self._input.dtype)
+        return (np.zeros((count, 2), np.int64), np.zeros(2, np.int64), *self._room)
 
     def conclude(self, block: Block, buffers: tuple[Array, ...]) -> Block:
         """The rows of all frames, one after the other."""
-        counts, *found = buffers
+        places, state, *room = buffers
+        counts = places[:, 1] - places[:, 0]
+        total = counts.sum()
+        # From frame to frame they lie one after the other already, unless strips alternated.
+        pieces = [(0, total)] if state[1] == total else places
         columns = {
-            name: np.concatenate(
-                [
-                    np.empty(0, room.dtype),
-                    *(own[:count] for own, count in zip(room, counts, strict=True)),
-                ]
-            )
-            for name, room in zip(("index", "value"), found, strict=True)
+            name: np.concatenate([own[begin:end] for begin, end in pieces] or [own[:0]])
+            for name, own in zip(("index", "value"), room, strict=True)
         }
         return block.carry(self._spec, Ragged.of(counts, columns))
 
