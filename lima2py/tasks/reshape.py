@@ -60,6 +60,8 @@ class Bin(Task):
     _input: FrameSpec = PrivateAttr()
     _added: np.dtype[Any] | None = PrivateAttr()
     """The type that is added in; None if none is wide enough."""
+    _fours: bool = PrivateAttr()
+    """Whether four integers become one that is twice as wide: for that there is a quicker way."""
 
     def prepare(self, spec: FrameSpec) -> FrameSpec:
         """Check that the bins fill the image and choose a type for what comes out."""
@@ -71,6 +73,10 @@ class Bin(Task):
             raise BadParameter(f"overflow: a {self.how} cannot overflow; only sums can")
         self._input = spec
         dtype = self._types(spec.dtype)
+        self._fours = (
+            self.how == "sum" and x == y == 2 and dtype.kind in "iu"
+            and dtype.itemsize == 2 * spec.dtype.itemsize
+        )  # fmt: skip
         shape = (spec.height // y, spec.width // x)
         self._spec = _reshaped(spec, shape, Affine.bin(x, y)).replace(dtype=dtype)
         return self._spec
@@ -82,20 +88,19 @@ class Bin(Task):
 
     def process(self, block: Block) -> Block:
         """The binned images."""
-        # Pixels are combined in the order they lie in memory, and the result is turned instead.
         pixels, (x, y) = block.pixels, self.by
+        if pixels.flags.c_contiguous:
+            return block.carry(self._spec, self._combined(pixels, x, y))
+        # Pixels are combined in the order they lie in memory, and the result is turned instead.
         turned = abs(pixels.strides[2]) < abs(pixels.strides[3])
         mirrored = tuple(slice(None, None, -1 if step < 0 else 1) for step in pixels.strides)
         pixels = pixels[mirrored]
         if turned:
-            pixels, x, y = pixels.swapaxes(2, 3), y, x
-        pixels = np.ascontiguousarray(pixels)
-        frames, bands, height, width = pixels.shape
-        data = np.empty((frames, bands, height // y, width // x), self._spec.dtype)
-        rows = pixels.reshape(frames * bands * height, width)
-        rows.flags.writeable = False  # one function is compiled, wherever pixels come from
-        self._combine(rows, x, y, data.reshape(-1, data.shape[3]))
-        return block.carry(self._spec, (data.swapaxes(2, 3) if turned else data)[mirrored])
+            data = self._combined(np.ascontiguousarray(pixels.swapaxes(2, 3)), y, x)
+            data = data.swapaxes(2, 3)
+        else:
+            data = self._combined(np.ascontiguousarray(pixels), x, y)
+        return block.carry(self._spec, data[mirrored])
 
     def _types(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
         """The type of what comes out; chooses the one that is added in."""
@@ -119,6 +124,20 @@ class Bin(Task):
             return self._added
         self._added = (_sum_type(dtype, n) if dtype.kind in "iu" else None) or np.dtype("f8")
         return np.dtype("f4" if dtype.itemsize <= 2 or dtype == np.float32 else "f8")
+
+    def _combined(self, pixels: Array, x: int, y: int) -> Array:
+        """Images, contiguous, whose pixels are combined."""
+        from lima2py.kernels import bin as kernels
+
+        frames, bands, height, width = pixels.shape
+        data = np.empty((frames, bands, height // y, width // x), self._spec.dtype)
+        rows, out = pixels.reshape(-1, width), data.reshape(-1, width // x)
+        rows.flags.writeable = False  # one function is compiled, wherever pixels come from
+        if self._fours:
+            kernels.sums_of_four(rows, out)
+        else:
+            self._combine(rows, x, y, out)
+        return data
 
     def _combine(self, rows: Array, x: int, y: int, out: Array) -> None:
         """Combine rows of pixels `(rows, width)` into `out`, `(rows / y, width / x)`."""
