@@ -10,13 +10,14 @@ from __future__ import annotations
 from typing import Annotated
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from lima2py.errors import BadParameter
 from lima2py.frame import Array, FrameSpec
 from lima2py.onepass import Operation, Pixelwise
 from lima2py.task import InputFile
-from lima2py.tasks.images import lay_under, read_images, read_mask
+from lima2py.tasks.images import by_pieces, lay_under, read_images, read_mask
 from lima2py.tasks.pixels import (
     Arithmetic,
     ImageOrNumber,
@@ -69,10 +70,9 @@ class Dark(Pixelwise):
 
     def operation(self, spec: FrameSpec) -> Operation:
         """Read the dark image and find its pixels."""
-        dark = _image_or_number(self.image, spec, "image")
-        with np.errstate(over="ignore"):  # infinity speaks for itself
-            scaled = np.multiply(dark, float(self.scale), dtype=np.float64)
-        return Arithmetic.of(spec.dtype, self.dtype).operation("real(v) - dark", {"dark": scaled})
+        types = Arithmetic.of(spec.dtype, self.dtype)
+        dark = _image_or_number(self.image, spec, "image", types, scale=float(self.scale))
+        return types.operation("real(v) - dark", {"dark": dark})
 
 
 class Flat(Pixelwise):
@@ -100,23 +100,36 @@ class Flat(Pixelwise):
         """Read the flat field, turn it into factors and find their pixels."""
         types = Arithmetic.of(spec.dtype, self.dtype)
         value = as_pixel(self.value, types.result, "value")
-        flat = read_images(self.image, spec, "image").astype(np.float64)
-        usable = np.isfinite(flat) & (flat > 0)
+        flat = read_images(self.image, spec, "image")
+        mean = self._mean(flat)
+
+        def factors(rows: Array) -> Array:
+            made = np.full_like(rows, np.nan)
+            return np.divide(mean, rows, out=made, where=_usable(rows))
+
+        factor = by_pieces(factors, lay_under(flat, spec, "image"), types.real)
+        return types.operation(
+            "real(v) * factor if factor == factor else value",
+            {"factor": factor, "value": float(value)},
+        )
+
+    def _mean(self, flat: Array) -> Array | float:
+        """The mean of all usable pixels, of each band by itself, or 1; broadcasts against flats."""
+        usable = _usable(flat)
         if not usable.any(axis=(-2, -1)).all():
             raise BadParameter(
                 f"image: {self.image} has no pixel above 0, or a band without one: it is no flat"
                 " field"
             )
-        mean: Array | float = 1.0
-        if self.normalise:
-            mean = flat.mean(axis=(-2, -1), keepdims=True, where=usable)
-        factor = np.full_like(flat, np.nan)
-        with np.errstate(over="ignore"):  # infinity speaks for itself
-            np.divide(mean, flat, out=factor, where=usable)
-        return types.operation(
-            "real(v) * factor if factor == factor else value",
-            {"factor": lay_under(factor, spec, "image"), "value": float(value)},
-        )
+        if not self.normalise:
+            return 1.0
+        mean: Array = flat.mean(axis=(-2, -1), dtype=np.float64, keepdims=True, where=usable)
+        return mean
+
+
+def _usable(flat: Array) -> NDArray[np.bool_]:
+    """Pixels that can be divided by."""
+    return np.isfinite(flat) & (flat > 0)
 
 
 class Linear(Pixelwise):
@@ -137,11 +150,12 @@ class Linear(Pixelwise):
 
     def operation(self, spec: FrameSpec) -> Operation:
         """Read the images and find their pixels."""
+        types = Arithmetic.of(spec.dtype, self.dtype)
         numbers = {
-            "slope": _image_or_number(self.slope, spec, "slope"),
-            "offset": _image_or_number(self.offset, spec, "offset"),
+            "slope": _image_or_number(self.slope, spec, "slope", types),
+            "offset": _image_or_number(self.offset, spec, "offset", types),
         }
-        return Arithmetic.of(spec.dtype, self.dtype).operation("real(v) * slope + offset", numbers)
+        return types.operation("real(v) * slope + offset", numbers)
 
 
 class Threshold(Pixelwise):
@@ -222,8 +236,11 @@ class Cosmic(Pixelwise):
         return Operation("value if v > most else v", spec.dtype, {}, values)
 
 
-def _image_or_number(given: str | float, spec: FrameSpec, field_name: str) -> Array | float:
-    """What stands in a field: the image under the pixels of a product, or the number."""
+def _image_or_number(
+    given: str | float, spec: FrameSpec, field_name: str, types: Arithmetic, scale: float = 1.0
+) -> Array | float:
+    """What stands in a field, scaled: the image under the pixels of a product, or the number."""
     if isinstance(given, str):
-        return lay_under(read_images(given, spec, field_name), spec, field_name)
-    return float(given)
+        image = lay_under(read_images(given, spec, field_name), spec, field_name)
+        return by_pieces(lambda rows: rows * scale, image, types.real)
+    return given * scale

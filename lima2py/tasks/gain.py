@@ -12,10 +12,10 @@ import numpy as np
 from pydantic import Field
 
 from lima2py.errors import BadParameter
-from lima2py.frame import FrameSpec
+from lima2py.frame import Array, FrameSpec
 from lima2py.onepass import Operation, Pixelwise
 from lima2py.task import InputFile
-from lima2py.tasks.images import lay_under, read_images
+from lima2py.tasks.images import by_pieces, lay_under, read_images
 from lima2py.tasks.pixels import Arithmetic, PixelValue, ResultType, as_pixel
 
 
@@ -57,12 +57,9 @@ class GainSwitching(Pixelwise):
         types = Arithmetic.of(spec.dtype, self.dtype)
         value = as_pixel(self.value, types.result, "value")
         pedestal = lay_under(read_images(self.pedestal, spec, "pedestal", 3), spec, "pedestal")
-        gain = lay_under(read_images(self.gain, spec, "gain", 3), spec, "gain").astype(np.float64)
-        pedestal = np.where(np.isfinite(pedestal), pedestal, np.nan)
-        usable = np.isfinite(gain) & (gain != 0)
-        factor = np.full_like(gain, np.nan)
-        with np.errstate(over="ignore"):  # infinity speaks for itself
-            np.divide(1 / self.energy, gain, out=factor, where=usable)
+        gain = lay_under(read_images(self.gain, spec, "gain", 3), spec, "gain")
+        pedestal = by_pieces(_finite, pedestal, types.real)
+        factor = by_pieces(lambda rows: _finite(1 / _finite(rows * self.energy)), gain, types.real)
         numbers = {f"pedestal{number}": image for number, image in enumerate(pedestal)}
         numbers |= {f"factor{number}": image for number, image in enumerate(factor)}
         chosen = "({0}0 if v < 16384 else {0}1 if v < 32768 else {0}2)".format
@@ -72,3 +69,8 @@ class GainSwitching(Pixelwise):
         return types.operation(
             f"{converted} if {valid} else value", numbers | {"value": float(value)}
         )
+
+
+def _finite(numbers: Array) -> Array:
+    """NaN for what is infinite."""
+    return np.where(np.isfinite(numbers), numbers, np.nan)

@@ -7,7 +7,7 @@ width)` has one for each. A product without a place on the detector needs images
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,9 @@ from lima2py.errors import BadParameter
 from lima2py.frame import Array, FrameSpec
 from lima2py.geometry import Affine, Roi
 
+PIECE = 2**15
+"""About how many pixels `by_pieces` takes at a time."""
+
 
 def read_images(file: str, spec: FrameSpec, field_name: str, stack: int = 0) -> Array:
     """The image of the whole detector that a file holds.
@@ -32,7 +35,8 @@ def read_images(file: str, spec: FrameSpec, field_name: str, stack: int = 0) -> 
         stack: if not 0, so many images are wanted, along a first axis.
 
     Returns:
-        Array `(height, width)` or `(bands, height, width)`, with a stack's axis in front; a copy.
+        Array `(height, width)` or `(bands, height, width)`, with a stack's axis in front. It may be
+        the file itself, mapped into memory: what is kept must be copied.
 
     Raises:
         BadParameter: if the file cannot be read, or the image cannot be one of this detector.
@@ -40,7 +44,7 @@ def read_images(file: str, spec: FrameSpec, field_name: str, stack: int = 0) -> 
     fewest = 3 if stack else 2
     with _opened(file, field_name, range(fewest, fewest + (2 if spec.bands > 1 else 1))) as image:
         _check(image, file, spec, field_name, stack)
-        return np.array(image[()], dtype=image.dtype.newbyteorder("="))
+        return np.asarray(image[()], dtype=image.dtype.newbyteorder("="))
 
 
 def lay_under(images: Array, spec: FrameSpec, field_name: str) -> Array:
@@ -69,6 +73,23 @@ def lay_under(images: Array, spec: FrameSpec, field_name: str) -> Array:
     if place.a == 0:
         return seen.swapaxes(-1, -2)[..., :: int(place.b), :: int(place.d)]
     return seen[..., :: int(place.e), :: int(place.a)]
+
+
+def by_pieces(change: Callable[[Array], Array], images: Array, dtype: np.dtype[Any]) -> Array:
+    """Images changed some rows at a time: what there is meanwhile needs no memory, and stays near.
+
+    Args:
+        change: what to do with some rows, float64 `(..., rows, width)`.
+        images: array `(..., height, width)`.
+        dtype: of what comes out.
+    """
+    made = np.empty(images.shape, dtype)
+    rows = max(1, PIECE // max(1, images.size // images.shape[-2]))
+    with np.errstate(over="ignore", divide="ignore"):  # infinity speaks for itself
+        for first in range(0, images.shape[-2], rows):
+            here = (..., slice(first, first + rows), slice(None))
+            made[here] = change(images[here].astype(np.float64))
+    return made
 
 
 def read_mask(file: str, spec: FrameSpec, field_name: str) -> NDArray[np.bool_]:

@@ -180,7 +180,7 @@ class Arithmetic(NamedTuple):
 
         Args:
             expression: in which `real(...)` makes a number of a pixel.
-            numbers: what other names in it stand for: an image or one number each.
+            numbers: what other names in it stand for: an image of type `real`, or one number each.
         """
         real = self.real.type
         images: dict[str, Array] = {}
@@ -188,7 +188,7 @@ class Arithmetic(NamedTuple):
         with np.errstate(over="ignore"):  # infinity speaks for itself
             for name, number in numbers.items():
                 if isinstance(number, np.ndarray):
-                    images[name] = number.astype(real)
+                    images[name] = number
                 else:
                     values[name] = real(number)
         if self.result.kind in "iu":

@@ -316,6 +316,22 @@ def test_a_flat_that_is_not_normalised_divides_by_what_it_says(tmp_path: Path) -
     exactly(made(task, data), data.astype("f4") / 4)
 
 
+@pytest.mark.parametrize("task", [Mask, Dark, Flat, Linear], ids=["mask", "dark", "flat", "linear"])
+def test_a_file_that_is_changed_during_a_run_changes_nothing(
+    tmp_path: Path, task: type[Task]
+) -> None:
+    """Files are mapped into memory to be read: what is kept of them must be a copy."""
+    path = tmp_path / "image.npy"
+    np.save(path, np.ones(SPEC.image, np.float32))
+    field = {Mask: "file", Linear: "slope"}.get(task, "image")
+    ready = task.load({field: str(path)}, "task")
+    data = frames("u2")
+    before = made(ready, data)
+    with path.open("r+b") as file:
+        file.truncate(100)
+    exactly(ready.process(Block(SPEC, 0, len(data), data)).pixels, before)
+
+
 def test_a_crop_before_the_flat_changes_no_pixel(
     folder: Path, images: dict[str, NDArray[np.float64]]
 ) -> None:
