@@ -42,7 +42,7 @@ test: $(VENV)/dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/sphinx-build -q -n -W --keep-going docs docs/_build
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 demo: $(VENV)/all
 	@$(BIN)/lima2py run first_light --processing-nodes 2 --nb-frames 500 --expo-time '2 ms' \

@@ -134,7 +134,7 @@ def entries(quick: bool) -> Iterator[Entry]:
     )  # fmt: skip
     yield Entry(
         "two processing nodes, against one", 1.7,
-        lambda folder: scaling.two_nodes_against_one(folder, frames), few=True,
+        lambda folder: scaling.two_nodes_against_one(folder, 2 * frames), few=True,
     )  # fmt: skip
     for nodes in (0, 1):
         yield Entry(
