@@ -233,10 +233,10 @@ class Flow:
                 made = fused(given)
             except Exception as error:  # without the frames it came through: they hold pixels
                 made = [error.with_traceback(None)] * len(shared)
-        for number, product in zip(shared, made, strict=True):
+        for place, (number, product) in enumerate(zip(shared, made, strict=True)):
             step = steps[number]
             if isinstance(product, Exception):
-                product = self._failed(step, given, product)
+                product = self._once_more(fused, place, step, given, product)
             elif product is not None and given.data is not None:
                 try:
                     _check_promise(product, step.spec, given)
@@ -245,6 +245,24 @@ class Flow:
             self._values[number + 1] = product
             if product is not None and step.name in self.recent:
                 self.recent[step.name].keep(product)
+
+    def _once_more(
+        self, fused: OnePass, place: int, step: Step, given: Block, error: Exception
+    ) -> Block:
+        """What a task of a pass makes of the frames one by one, after it failed on all of them."""
+        if given.count == 1 or step.task.remembers:
+            return self._failed(step, given, error)
+        found = []
+        for n in range(given.count):
+            part = given.part(n, n + 1)
+            try:
+                made = fused(part)[place]
+            except Exception as again:
+                made = again.with_traceback(None)
+            found.append(
+                made if isinstance(made, Block) else self._failed(step, part, made or error)
+            )
+        return Block.join(found)
 
     def _failed(self, step: Step, given: Block, error: Exception) -> Block:
         self.failures += 1

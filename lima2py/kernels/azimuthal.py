@@ -89,11 +89,13 @@ def integrate(  # type: ignore[no-untyped-def]
         sums: float64 `(frames, bands, lanes, bins, columns, 1 or FOUR)`, to be added up over the
             lanes, a power of two: neighbouring pixels, which may fall into the same bins, need not
             wait for each other; and the second of four to those of the next bin. The first column
-            is the signal. A second one, if there is, is what Poisson statistics make of the
-            variance beyond the 1 that every pixel has at least.
-        missing: float64 `(frames, bands, bins, 4)`: weights, shares, squared shares and entries of
-            pixels without a valid value, entries of share 0 not counted; of no frame, if all pixels
-            are valid.
+            is the signal. If there are two, the second is what Poisson statistics make of the
+            variance beyond the 1 that every pixel has at least; if there are three, the others are
+            the squared values, and the values times their weights, both by the squared shares.
+        missing: float64 `(frames, bands, bins, 5)`: what `totals` of the table has, of pixels
+            without a valid value: weights, shares, squared shares, entries (those of share 0 not
+            counted) and squared weights by the squared shares; of no frame, if all pixels are
+            valid.
     """
     # No view is made in the loops over pixels: numba would count who holds it, each time.
     rows, width = strip.shape
@@ -126,19 +128,21 @@ def integrate(  # type: ignore[no-untyped-def]
                 n += line[x] != 0
         else:  # so many that it is quicker to take all
             for x in range(width):
-                v, lane_of_x = np.float64(line[x]), lane + (x & (lanes - 1)) * nb_bins
+                v, of_lane = np.float64(line[x]), lane + (x & (lanes - 1)) * nb_bins
+                w = np.float64(weights[first + x]) if columns == 3 else 1.0
                 for k in range(begins[x], begins[x + 1]):
-                    _add(v, k, bins, all_shares, side, columns, lane_of_x, all_sums)
+                    _add(v, w, k, bins, all_shares, side, columns, of_lane, all_sums)
         for i in range(n):
             pixel = np.intp(found[i])
-            v, lane_of_x = np.float64(line[pixel]), lane + (i & (lanes - 1)) * nb_bins
+            v, of_lane = np.float64(line[pixel]), lane + (i & (lanes - 1)) * nb_bins
+            w = np.float64(weights[first + pixel]) if columns == 3 else 1.0
             for k in range(begins[pixel], begins[pixel + 1]):
-                _add(v, k, bins, all_shares, side, columns, lane_of_x, all_sums)
+                _add(v, w, k, bins, all_shares, side, columns, of_lane, all_sums)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _add(v, k, bins, shares, side, columns, lane, sums):  # type: ignore[no-untyped-def]
-    """Add a pixel of value `v` to the bins of its entry `k`."""
+def _add(v, w, k, bins, shares, side, columns, lane, sums):  # type: ignore[no-untyped-def]
+    """Add a pixel of value `v` and weight `w` to the bins of its entry `k`."""
     place = (lane + np.intp(bins[k])) * columns * side
     beyond = max(v - 1.0, 0.0)
     if side == FOUR:
@@ -146,16 +150,23 @@ def _add(v, k, bins, shares, side, columns, lane, sums):  # type: ignore[no-unty
         _add_four(sums, place, shares, at, v)
         if columns == 2:
             _add_four_squared(sums, place + FOUR, shares, at, beyond)
+        elif columns == 3:
+            _add_four_squared(sums, place + FOUR, shares, at, v * v)
+            _add_four_squared(sums, place + 2 * FOUR, shares, at, v * w)
     else:
         share = np.float64(shares[k])
         sums[place] += v * share
         if columns == 2:
             sums[place + 1] += beyond * share * share
+        elif columns == 3:
+            sums[place + 1] += v * v * share * share
+            sums[place + 2] += v * w * share * share
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def _miss(begin, end, bins, shares, weight, lost):  # type: ignore[no-untyped-def]
     """Note that a pixel has no valid value."""
+    weight = np.float64(weight)
     for k in range(begin, end):
         for offset in range(shares.shape[1]):
             share = np.float64(shares[k, offset])
@@ -165,3 +176,4 @@ def _miss(begin, end, bins, shares, weight, lost):  # type: ignore[no-untyped-de
                 of_bin[1] += share
                 of_bin[2] += share * share
                 of_bin[3] += 1.0
+                of_bin[4] += share * share * weight * weight

@@ -53,8 +53,9 @@ class _ByTable(ValidPixels, Stripwise):
     _lanes: ClassVar[int] = LANES
 
     @property
-    def _with_variance(self) -> bool:
-        return False
+    def _columns(self) -> int:
+        """How many sums are kept of each bin; see `kernels.azimuthal`."""
+        return 1
 
     @property
     def _table(self) -> Mapping[str, Array]:
@@ -73,12 +74,12 @@ class _ByTable(ValidPixels, Stripwise):
 
     def buffers(self, count: int) -> tuple[Array, ...]:
         """The sums of every bin, and what is missing from it for want of valid pixels."""
-        bins, columns = self._nb_bins, 2 if self._with_variance else 1
+        bins = self._nb_bins
         may_miss = self._input.dtype.kind == "f" or self.dummy is not None
         bands, side = self._input.bands, self._table["shares"].shape[1]
         return (
-            np.zeros((count, bands, self._lanes, bins, columns, side)),
-            np.zeros((count if may_miss else 0, bands, bins, 4)),
+            np.zeros((count, bands, self._lanes, bins, self._columns, side)),
+            np.zeros((count if may_miss else 0, bands, bins, 5)),
         )
 
     def _sums(self, buffers: tuple[Array, ...]) -> dict[str, NDArray[np.float64]]:
@@ -89,7 +90,7 @@ class _ByTable(ValidPixels, Stripwise):
             sums = apart[..., 0].copy()
             for offset in range(1, apart.shape[-1]):
                 sums[:, :, offset:] += apart[:, :, :-offset, :, offset]
-        totals = np.broadcast_to(self._table["totals"].T, (*sums.shape[:3], 4))
+        totals = np.broadcast_to(self._table["totals"].T, (*sums.shape[:3], 5))
         if len(missing):
             totals = totals - missing
         empty = totals[..., 3] == 0
@@ -98,30 +99,37 @@ class _ByTable(ValidPixels, Stripwise):
         )
         signal = np.where(empty, 0.0, sums[..., 0])
         with np.errstate(divide="ignore", invalid="ignore"):  # no pixel: NaN
+            intensity = signal / normalization
             made = {
-                "intensity": signal / normalization,
+                "intensity": intensity,
                 "signal": signal,
                 "normalization": normalization,
                 "count": count,
             }
-            if self._with_variance:
+            if self._columns == 2:
                 made["sigma"] = np.sqrt(sums[..., 1] + squares) / normalization
+            elif self._columns == 3:
+                deviations = sums[..., 1] - 2 * intensity * sums[..., 2]
+                deviations += intensity**2 * totals[..., 4]
+                made["sigma"] = np.sqrt(np.maximum(deviations, 0)) / normalization
         return made
 
 
 class _Curve(_ByTable):
     """What the two with a curve as product have in common."""
 
-    error_model: Literal["none", "poisson"] = "none"
-    """Where the column `sigma` comes from. `none`: there is no such column. `poisson`: the variance
-    of a pixel is its value (1 at least), and `sigma` is the standard error of the intensity."""
+    error_model: Literal["none", "poisson", "azimuthal"] = "none"
+    """Where the column `sigma` comes from, the standard error of the intensity. `none`: there is no
+    such column. `poisson`: the variance of a pixel is its value (1 at least). `azimuthal`: it is
+    the squared distance of the pixel from the intensity of its bin, so that all that makes pixels
+    of a ring differ counts, also where their values are no photon counts."""
 
     @property
-    def _with_variance(self) -> bool:
-        return self.error_model == "poisson"
+    def _columns(self) -> int:
+        return {"none": 1, "poisson": 2, "azimuthal": 3}[self.error_model]
 
     def _curve(self, radial: str) -> FrameSpec:
-        names = [radial, "intensity", *(["sigma"] if self._with_variance else [])]
+        names = [radial, "intensity", *(["sigma"] if self._columns > 1 else [])]
         dtype = np.dtype(
             [(name, np.float64) for name in (*names, "signal", "normalization", "count")]
         )

@@ -156,8 +156,9 @@ class Diffraction(Model):
 
         Returns:
             `start`, `bins`, `shares`, `weights` of the pixels here; `totals` float64
-            `(4, bins)`: for every bin the sums of weights, shares and squared shares, and the
-            number of entries; `radial` float64: the centres of the bins.
+            `(5, bins)`: for every bin the sums of weights, shares and squared shares, the number of
+            entries, and the sum of the squared weights by squared shares; `radial` float64: the
+            centres of the bins.
         """
         geometry, shape = self._geometry()
         unit = _units().to_unit(binning.unit)
@@ -313,11 +314,13 @@ def laid_table(
     real = np.isfinite(shares) & (shares != 0)  # pyFAI's full splitting gives NaN for some slivers
     pixels, bins, shares = pixels[real], bins[real], shares[real]
     weights = weights[under]
-    totals = np.empty((4, nb_bins))
-    totals[0] = np.bincount(bins, shares * weights.astype(np.float64)[pixels], nb_bins)
+    weighted = shares * weights.astype(np.float64)[pixels]
+    totals = np.empty((5, nb_bins))
+    totals[0] = np.bincount(bins, weighted, nb_bins)
     totals[1] = np.bincount(bins, shares, nb_bins)
     totals[2] = np.bincount(bins, np.square(shares, dtype=np.float64), nb_bins)
     totals[3] = np.bincount(bins, minlength=nb_bins)
+    totals[4] = np.bincount(bins, weighted**2, nb_bins)
     return {
         **_quickest(pixels, bins, shares, len(under), nb_bins),
         "weights": weights,

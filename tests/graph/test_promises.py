@@ -51,6 +51,15 @@ class Raises(Statistics):
         raise ValueError("cannot conclude")
 
 
+class RaisesOn3(Statistics):
+    """Fails on frame 3."""
+
+    def conclude(self, block: Block, buffers: tuple[Array, ...]) -> Block:
+        if block.index <= 3 < block.end:
+            raise ValueError("three")
+        return super().conclude(block, buffers)
+
+
 def plan_of(task: Task) -> Plan:
     entries = {
         "test": TaskDefinition("test", "test", ("detector",), task),
@@ -116,6 +125,18 @@ def test_frames_that_fail_need_not_have_the_columns_of_the_others() -> None:
     flow.process(block(2, 4))
     (done,) = flow.finish()
     assert done.absences == [(0, (1, 1, Fate.TASK_FAILED, "test", "ValueError: three"))]
+
+
+def test_a_task_that_fails_in_a_pass_costs_the_frame_at_fault_only() -> None:
+    flow = Flow(plan_of(RaisesOn3()), CONTEXT, 4)
+    flow.process(block(2, 4))
+    made = flow.product("test")
+    assert made is not None
+    assert made.absences.keys() == {1}
+    assert made.pixels["max"][[0, 2, 3]].tolist() == [[2]] * 3
+    (done,) = flow.finish()
+    assert done.absences == [(0, (1, 1, Fate.TASK_FAILED, "test", "ValueError: three"))]
+    assert flow.errors == ['task "test" failed: ValueError: three, on frame 3']
 
 
 def test_the_end_is_asked_for_once_by_each_task() -> None:

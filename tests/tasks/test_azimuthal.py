@@ -151,6 +151,60 @@ def test_curves_are_those_of_pyfai(
                 np.testing.assert_allclose(rows["sigma"][there], expected.sigma[there], **close)
 
 
+@pytest.mark.parametrize("dtype", ["u2", "i4", "f4"])
+def test_the_spread_of_the_pixels_of_a_ring_is_that_of_pyfai(tmp_path: Path, dtype: str) -> None:
+    """pyFAI computes it exactly only without splitting, and in its Python engine."""
+    poni = write_poni(tmp_path, SHAPE, (10.2, 9.1))
+    frames = frames_of(SHAPE, dtype, 5)
+    dummy = -1.0 if dtype == "i4" else None
+    made = processed(
+        AzimuthalIntegrate(
+            poni=poni, bins=12, split="no", error_model="azimuthal", polarization=0.9, dummy=dummy
+        ),
+        frames,
+    )
+    oracle = AzimuthalIntegrator.sload(poni)
+    for rows, (frame,) in zip(made, frames, strict=True):
+        expected = oracle.integrate1d_ng(
+            frame, 12, unit="q_nm^-1", method=("no", "csr", "python"), error_model="azimuthal",
+            polarization_factor=0.9, dummy=dummy,
+        )  # fmt: skip
+        there = expected.count > 0
+        assert there.sum() > 9
+        np.testing.assert_allclose(rows["sigma"][there], expected.sigma[there], rtol=2e-5)
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 2**32), st.sampled_from([0.1, 0.7]), st.booleans())
+def test_the_spread_of_the_pixels_of_a_bin_is_weighted_by_their_shares(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, filled: float, runs: bool
+) -> None:
+    """Σ share² (pixel - mean)², its root divided by Σ share; for tables of any kind."""
+    folder = tmp_path_factory.mktemp("one")
+    random = np.random.default_rng(seed)
+    nb_bins, pixels = 6, SHAPE[0] * SHAPE[1]
+    shares = random.random((nb_bins, pixels)) * (random.random((nb_bins, pixels)) < filled)
+    if runs:  # every pixel in bins that follow one another
+        first, last = np.sort(random.integers(0, nb_bins + 1, (2, pixels)), axis=0)
+        bins = np.arange(nb_bins)[:, np.newaxis]
+        shares = random.random((nb_bins, pixels)) * ((first <= bins) & (bins < last))
+    matrix = csr_matrix(shares.astype("f4"))
+    np.savez(folder / "table.npz", data=matrix.data, indices=matrix.indices, indptr=matrix.indptr)
+    frames = random.poisson(9, (2, 1, *SHAPE)).astype("u2")
+    frames[random.random(frames.shape) < 0.3] = 65535
+    task = AzimuthalIntegrateLut(
+        lut=str(folder / "table.npz"), error_model="azimuthal", dummy=65535
+    )
+    for rows, frame in zip(processed(task, frames), frames, strict=True):
+        values = frame.ravel().astype("f8")
+        valid = values != 65535
+        for row, own in zip(rows, matrix.toarray().astype("f8")[:, valid], strict=True):
+            mean = own @ values[valid] / own.sum()
+            spread = np.sqrt((own**2) @ (values[valid] - mean) ** 2) / own.sum()
+            np.testing.assert_allclose(row["intensity"], mean, rtol=1e-12)
+            np.testing.assert_allclose(row["sigma"], spread, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("dummy", [0.0, 3.0])
 def test_pixels_near_the_dummy_are_left_out_also_if_it_is_zero(
     tmp_path: Path, dummy: float
