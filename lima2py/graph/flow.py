@@ -15,17 +15,18 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from time import perf_counter
 
 from lima2py.errors import LimaError, in_words
-from lima2py.frame import Absence, Block, Fate, FrameSpec, Ragged
+from lima2py.frame import Absence, Block, Fate, FrameSpec
 from lima2py.graph.passed import Passed, by_frame, keep_worst, unsaved
 from lima2py.graph.plan import Plan, Step
+from lima2py.graph.promise import BrokenPromise, check_promise
 from lima2py.graph.recent import Recent
+from lima2py.graph.told import Frames, Told
 from lima2py.onepass import Member, OnePass, Pixelwise, Stripwise
 from lima2py.task import RunContext, Sink
 from lima2py.transport.wire import DoneBlock, pack_absences
 
 FLUSH_EVERY = 0.05
 """Seconds after which frames are flushed even when more are waiting."""
-KEPT_ERRORS = 8
 
 
 class Flow:
@@ -62,7 +63,7 @@ class Flow:
         self._sinks = list(plan.sinks.items())
         self._spans = list(plan.sink_spans.values())
         self._track = {name: track for track, (name, _) in enumerate(self._sinks, 1)}
-        self._said: dict[tuple[str, str], _Frames] = {}
+        self._told = Told()
         self._pending: list[Passed] = []
         self._stopped_by: set[str] = set()
         self._seen: dict[int, int] = {}
@@ -146,17 +147,13 @@ class Flow:
                 step.task.finish()
             except Exception as error:
                 self.failures += 1
-                self._remember(f'task "{step.name}"', f"could not finish: {in_words(error)}", ())
+                self._told.add(f'task "{step.name}"', f"could not finish: {in_words(error)}")
         return done
 
     @property
     def errors(self) -> list[str]:
         """What went wrong, each thing once, with the frames it happened to."""
-        told = list(self._said.items())
-        lines = [f"{who} {what}{frames}" for (who, what), frames in told[:KEPT_ERRORS]]
-        if len(told) > KEPT_ERRORS:
-            lines.append(f"and {len(told) - KEPT_ERRORS} other errors of tasks and sinks")
-        return lines
+        return self._told.lines()
 
     @property
     def files(self) -> dict[str, list[str]]:
@@ -210,11 +207,11 @@ class Flow:
             return _nothing(step.spec, given[0])
         try:
             made: Block = step.task.process(*given)
-            _check_promise(made, step.spec, given[0])
+            check_promise(made, step.spec, given[0])
             return made
         except Exception as error:
             (first, *_), count = given, given[0].count
-            if count > 1 and not step.task.remembers and not isinstance(error, _BrokenPromise):
+            if count > 1 and not step.task.remembers and not isinstance(error, BrokenPromise):
                 parts = [[block.part(n, n + 1) for block in given] for n in range(count)]
                 return Block.join([self._try(step, part) for part in parts])
             return self._failed(step, first, error)
@@ -239,8 +236,8 @@ class Flow:
                 product = self._once_more(fused, place, step, given, product)
             elif product is not None and given.data is not None:
                 try:
-                    _check_promise(product, step.spec, given)
-                except _BrokenPromise as error:
+                    check_promise(product, step.spec, given)
+                except BrokenPromise as error:
                     product = self._failed(step, given, error)
             self._values[number + 1] = product
             if product is not None and step.name in self.recent:
@@ -269,10 +266,10 @@ class Flow:
         said = Absence(Fate.TASK_FAILED, step.name, in_words(error))
         present = [given.index + n for n in range(given.count) if n not in given.absences]
         frames = _of_detector(present, given.spec.span)
-        self._remember(f'task "{step.name}"', f"failed: {said.detail}", frames)
+        self._told.add(f'task "{step.name}"', f"failed: {said.detail}", frames)
         if step.task.if_fails == "stop" and step.name not in self._stopped_by:
             self._stopped_by.add(step.name)
-            self._run.stop(f'task "{step.name}" failed{_Frames(frames)}: {said.detail}')
+            self._run.stop(f'task "{step.name}" failed{Frames(frames)}: {said.detail}')
         lost = Block.absent(given.spec, given.index, given.count, said, given.columns)
         if step.spec.span == given.spec.span:
             lost = given.refuse(lost.absences)
@@ -284,7 +281,7 @@ class Flow:
         frames: Sequence[int] = ()
         if given is not None:
             frames = _of_detector(range(given.index, given.end), given.spec.span)
-        self._remember(f'sink "{name}":', said.detail, frames)
+        self._told.add(f'sink "{name}":', said.detail, frames)
         return said
 
     def _note_absences(self, block: Block, failed: Mapping[str, Absence]) -> None:
@@ -351,10 +348,6 @@ class Flow:
                 done = [unsaved(block, number, self._spans[number], said) for block in done]
         return done
 
-    def _remember(self, who: str, what: str, frames: Iterable[int]) -> None:
-        if (who, what) in self._said or len(self._said) < 10_000:  # each may have its own text
-            self._said.setdefault((who, what), _Frames()).add(frames)
-
 
 def _of_task(name: str, error: Exception) -> Exception:
     """The same error, saying which task it came from."""
@@ -369,29 +362,6 @@ def _of_detector(products: Sequence[int], span: int) -> Sequence[int]:
     return [frame for number in products for frame in range(number * span, (number + 1) * span)]
 
 
-class _Frames:
-    """How many frames, and the first of them."""
-
-    def __init__(self, frames: Iterable[int] = ()):
-        self.count = 0
-        self.first = 0
-        self.add(frames)
-
-    def add(self, frames: Iterable[int]) -> None:
-        for frame in frames:
-            self.first = min(self.first, frame) if self.count else frame
-            self.count += 1
-
-    def __str__(self) -> str:
-        if self.count < 2:
-            return f", on frame {self.first}" if self.count else ""
-        return f", on {self.count} frames, the first of them {self.first}"
-
-
-class _BrokenPromise(LimaError):
-    """What a task gave is not what it said in `prepare`."""
-
-
 def _nothing(spec: FrameSpec, given: Block) -> Block:
     """What comes out of a task for a block whose frames are all absent."""
     n = spec.span // given.spec.span
@@ -403,29 +373,6 @@ def _nothing(spec: FrameSpec, given: Block) -> Block:
         for product in range(first, end)
     }
     return Block(spec, first, end - first, None, said, origin=given.origin)
-
-
-def _check_promise(made: Block, spec: FrameSpec, given: Block) -> None:
-    if not isinstance(made, Block):
-        raise _BrokenPromise(f"gave {type(made).__name__}, should be a Block")
-    n = spec.span // given.spec.span
-    first, end = given.index // n, given.end // n
-    if (made.index, made.end) != (first, end):
-        raise _BrokenPromise(
-            f"gave frames {made.index} to {made.end - 1} instead of {first} to {end - 1}"
-        )
-    data = made.data
-    if data is None:
-        if len(made.absences) < made.count:
-            raise _BrokenPromise("gave no data, and not for every frame a reason")
-        return
-    if isinstance(data, Ragged):
-        if spec.kind != "sparse" or data.dtype != spec.dtype or len(data) != made.count:
-            raise _BrokenPromise(f"gave sparse rows of {data.dtype}, promised {spec}")
-    elif data.shape != (made.count, *spec.shape) or data.dtype != spec.dtype:
-        raise _BrokenPromise(
-            f"gave {data.dtype} {data.shape[1:]} a frame, promised {spec.dtype} {spec.shape}"
-        )
 
 
 def _group_of(block: DoneBlock, size: int) -> int:

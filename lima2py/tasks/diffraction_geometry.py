@@ -29,7 +29,7 @@ from lima2py.tasks.images import lay_under, read_images
 from lima2py.tasks.kept import KeptArrays
 from lima2py.units import Model
 
-FORMAT = 3
+FORMAT = 4
 """Of what is kept; raised when it changes."""
 CACHED = 2**14
 """The sums of so many bins, four of each, stay in the cache of a core."""
