@@ -64,7 +64,7 @@ def open_detector(name_or_path: str, overrides: Mapping[str, Any], base: Path) -
     if name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path:
         return _from_file(base / Path(name_or_path).expanduser(), overrides, base)
     if name_or_path in shipped:
-        return _from_file(shipped[name_or_path], overrides, base)
+        return _from_file(shipped[name_or_path], overrides, base, f"detector {name_or_path}")
     known = plugins.known(plugins.DETECTORS)
     if name_or_path in known:
         where = f"detector {name_or_path}"
@@ -97,7 +97,8 @@ def _about_plugin(name: str) -> str:
     return plugins.about(plugin)
 
 
-def _from_file(path: Path, overrides: Mapping[str, Any], base: Path) -> Detector:
+def _from_file(path: Path, overrides: Mapping[str, Any], base: Path, where: str = "") -> Detector:
+    """The detector of a file; what is wrong in it is said to be wrong in `where`."""
     values = read_yaml(path, "detector file")
     plugin = values.pop("plugin", None)
     name = values.pop("detector", plugin)
@@ -110,7 +111,8 @@ def _from_file(path: Path, overrides: Mapping[str, Any], base: Path) -> Detector
                 + (f", one of {known}" if field == "plugin" else "")
                 + (f"; given: {value}" if value is not None else "; it is not given")
             )
-    return _build(plugin, {"name": name, **values}, overrides, path.parent, base, str(path))
+    where = where or str(path)
+    return _build(plugin, {"name": name, **values}, overrides, path.parent, base, where)
 
 
 def _build(

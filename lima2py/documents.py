@@ -312,8 +312,7 @@ class _Builder:
             lines[key] = line
             event = self._next()
             if in_brackets and isinstance(event, ScalarEvent) and not (event.value or event.style):
-                short = _short(key)
-                self._refuse(event, f'`{short}` has no value; {_QUOTE}, like "{{{short}}}"')
+                self._refuse(event, f"`{_short(key)}` has no value; {_meant_by(key)}")
             values[key] = self._value(event)
         return values
 
@@ -326,6 +325,16 @@ class _Builder:
         if not event.style and event.value == "<<":
             self._refuse(event, "`<<` merges a mapping, not allowed: write its values out")
         return self._text(event)
+
+
+def _meant_by(key: str) -> str:
+    """What to do about a key in brackets that has no value."""
+    name, colon, value = key.partition(":")
+    if colon and value:
+        return f"write a blank after the colon: `{_short(f'{name}: {value}')}`"
+    if _DECIMAL.match(key):
+        return "a number has a point, not a comma; several numbers stand in brackets: [1, 2]"
+    return f'{_QUOTE}, like "{{{_short(key)}}}"'
 
 
 def _place(mark: Any) -> str:

@@ -56,7 +56,7 @@ def in_words(error: BaseException) -> str:
     if isinstance(error, LimaError):
         return str(error)
     kind = type(error).__name__
-    return f"{kind}: {str(error) or kind}"
+    return f"{kind}: {error}" if str(error) else kind
 
 
 def to_wire(error: BaseException) -> tuple[str, str]:

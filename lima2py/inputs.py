@@ -20,7 +20,10 @@ def needs_images(*inputs: FrameSpec) -> None:
             which = f"{spec.kind} product comes in"
             if len(inputs) > 1:
                 which += f" as input {number} (the first one is input 0)"
-            raise BadParameter(f"from: this is done to images, and a {which}")
+            raise BadParameter(
+                f"from: this is done to images, and a {which}; begin from the images that it was"
+                " made of"
+            )
 
 
 def needs_one_band(spec: FrameSpec) -> None:

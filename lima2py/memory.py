@@ -341,7 +341,7 @@ class RingShape(NamedTuple):
         Args:
             spec: what a frame looks like.
             ring_bytes: the memory to use.
-            group: frames that must stay together; a slot never straddles two groups.
+            group: frames that must stay together; a slot holds whole groups, or part of one.
             nb_frames: frames of the acquisition, which need no more slots; 0 if endless.
             period: shortest time from frame to frame, in seconds; a block spans little of it.
             nodes: among which the frames are shared out; each shall have some blocks.
@@ -357,8 +357,8 @@ class RingShape(NamedTuple):
         frames = max(1, min(most))
         while frames > 1 and _pages(frames * spec.nbytes) * 8 > ring_bytes:
             frames //= 2
-        if group > 1:
-            frames = min(frames, group)
+        if frames > group:
+            frames -= frames % group
         stride = _pages(frames * spec.nbytes)
         slots = ring_bytes // stride
         if nb_frames:

@@ -32,6 +32,12 @@ LOOKED_AT_STRIP = 4 * STRIP
 in long pieces."""
 
 
+RAISED = (Exception, SystemExit)
+"""What may come out of a task instead of a product; no task may end a node."""
+Made = Block | BaseException | None
+"""The product of a task of a pass; what it raised; None for what nobody wanted."""
+
+
 @dataclass(frozen=True, slots=True)
 class Operation:
     """What is done to one pixel.
@@ -69,7 +75,7 @@ class _OnePassTask(Task):
         if self._alone is None:
             self._alone = OnePass(self._input, [Member(self, -1, True)])
         (made,) = self._alone(block)
-        if isinstance(made, Exception):
+        if isinstance(made, BaseException):
             raise made
         assert made is not None  # noqa: S101 - for the type checker; it is wanted
         return made
@@ -178,7 +184,7 @@ class OnePass:
         self._function = function_from(self.source, modules_of(look.function for look in looks))
         self(Block(spec, 0, 0, np.empty((0, *spec.shape), spec.dtype)))  # compiles
 
-    def __call__(self, block: Block) -> list[Block | Exception | None]:
+    def __call__(self, block: Block) -> list[Made]:
         """A block through all tasks.
 
         Returns:
@@ -186,10 +192,10 @@ class OnePass:
         """
         pixels = np.ascontiguousarray(block.pixels).reshape(block.count, self._rows, self._width)
         pixels.flags.writeable = False  # one function is compiled, wherever pixels come from
-        made: list[Block | Exception | None] = []
+        made: list[Made] = []
         written: list[Array] = []
         opened: dict[int, tuple[Array, ...]] = {}
-        given: Block | Exception | None
+        given: Made
         for number, (task, _, wanted) in enumerate(self.members):
             if isinstance(task, Stripwise):
                 opened[number] = task.buffers(block.count)
@@ -210,7 +216,7 @@ class OnePass:
                 try:
                     assert isinstance(given, Block)  # noqa: S101 - for the type checker
                     made[number] = task.conclude(given, opened[number])
-                except Exception as error:  # without the frames it came through: they hold pixels
+                except RAISED as error:  # without the frames it came through: they hold pixels
                     made[number] = error.with_traceback(None)
         return made
 
@@ -269,18 +275,23 @@ def _written(spec: FrameSpec, members: Sequence[Member]) -> tuple[str, tuple[Any
         operation = task._operation  # noqa: SLF001 - a task of this module
         dtype = _type_name(task._spec.dtype)  # noqa: SLF001
         stands = {"v": "a[x]" if source < 0 else f"v{source}"}
+        loads: list[str] = []
         for name, image in operation.images.items():
             given = f"i{number}_{name}"
             names.append(given)
             constants.append(_as_rows(image, spec))
             images.append(f"{given}_ = {given}[first:end]")
             rows_of.append(f"r_{given} = {given}_[y]")
-            stands[name] = f"r_{given}[x]"
+            stands[name] = f"p_{given}"
+            loads.append(f"p_{given} = r_{given}[x]")
         for name, value in operation.values.items():
             names.append(f"n{number}_{name}")
             constants.append(value)
             stands[name] = f"n{number}_{name}"
-        pixel[number] = f"v{number} = {dtype}({_renamed(operation.expression, stands)})"
+        # Read first, for conditions to choose among them: a processor that reads under a condition
+        # is many times slower.
+        step = [*loads, f"v{number} = {dtype}({_renamed(operation.expression, stands)})"]
+        pixel[number] = "\n                    ".join(step)
         if wanted:
             written.append(f"out{number}")
             strips.append(f"s{number + 1} = out{number}[frame, first:end]")

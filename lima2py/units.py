@@ -121,6 +121,20 @@ def digest(values: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+_PLAINER = {
+    "int_type": "should be a whole number",
+    "int_from_float": "should be a whole number",
+    "float_type": "should be a number",
+    "string_type": "should be text",
+    "bool_type": "should be true or false",
+    "dict_type": "should be a mapping, like {name: value}",
+    "model_type": "should be a mapping, like {name: value}",
+    "list_type": "should be a list, like [1, 2]",
+    "tuple_type": "should be a list, like [1, 2]",
+}
+"""Pydantic's words for a wrong type, in those of the people who write YAML."""
+
+
 def explain(error: ValidationError, where: str, model: type[BaseModel]) -> str:
     """Pydantic's complaints as lines for a person: where, what was given, what is allowed."""
     lines = []
@@ -134,8 +148,9 @@ def explain(error: ValidationError, where: str, model: type[BaseModel]) -> str:
         elif problem["type"] == "missing":
             lines.append(f"{at}: is required and was not given")
         else:
-            message = problem["msg"].removeprefix("Value error, ")
-            message = message.replace("Input should be", "should be")
+            message = _PLAINER.get(problem["type"]) or (
+                problem["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+            )
             lines.append(f"{at}: {message}; given: {_short(problem['input'])}")
     return "\n".join(lines)
 

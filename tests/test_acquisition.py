@@ -77,8 +77,8 @@ def test_it_never_changes() -> None:
     ("field", "value", "complaint"),
     [
         ("nb_frames", -1, "greater than or equal to 0"),
-        ("nb_frames", 1.5, "valid integer"),
-        ("nb_frames", True, "valid integer"),
+        ("nb_frames", 1.5, "whole number"),
+        ("nb_frames", True, "whole number"),
         ("expo_time", 0, "greater than 0"),
         ("expo_time", "-1 ms", "greater than 0"),
         ("expo_time", math.inf, "finite"),

@@ -142,6 +142,8 @@ def test_a_key_given_twice_is_found_at_any_depth_and_in_any_spelling() -> None:
         ("a:\n\tb: 1", "line 2, column 1", "use spaces, not tabs"),
         ("a: b: c", "line 1, column 5", "must stand in quotes"),
         ("a: {name}", "line 1, column 9", '`name` has no value; if text was meant, put it in quot'),
+        ("a: {do:flip}", "line 1, column 12", "a blank after the colon: `do: flip`"),
+        ("a: {low: 12,5}", "line 1, column 14", "a number has a point, not a comma"),
         ("a: [1, 2]_raw", "line 1, column 10", "must stand in quotes"),
         ("a: 'b", "line 1, column 6", "while scanning a quoted scalar (line 1)"),
         ("a: [1, 2", "line 1, column 9", "expected ',' or ']'"),

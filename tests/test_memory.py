@@ -296,14 +296,18 @@ def test_a_ring_is_cut_within_its_memory(spec: FrameSpec, ring: int, group: int)
     if shape.frames > 1:
         assert shape.slots >= 8
         assert shape.frames * spec.nbytes <= BLOCK_BYTES
-    if group > 1:
-        assert shape.frames <= group
+    assert shape.frames < group or shape.frames % group == 0
 
 
 def test_small_frames_travel_together_and_large_ones_alone() -> None:
     assert RingShape.plan(FrameSpec.dense(64, 64, "u2"), 2**28).frames == 256
     assert RingShape.plan(FrameSpec.dense(8, 8, "u1"), 2**28).frames == MAX_FRAMES_PER_BLOCK
     assert RingShape.plan(FrameSpec.dense(2048, 2048, "u2"), 2**28) == (1, 32, 2**23)
+
+
+@pytest.mark.parametrize(("group", "frames"), [(2, 256), (10, 250), (200, 200), (1000, 256)])
+def test_small_groups_travel_together_too(group: int, frames: int) -> None:
+    assert RingShape.plan(FrameSpec.dense(64, 64, "u2"), 2**28, group=group).frames == frames
 
 
 @settings(max_examples=30)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -317,7 +318,9 @@ def test_other_types_are_refused(dtype: str, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_no_image_is_refused(kind: str) -> None:
-    with pytest.raises(BadParameter, match=r"^from: .* a table product comes in"):
+    with pytest.raises(
+        BadParameter, match=r"^from: .* a table product comes in; begin from the images"
+    ):
         KINDS[kind]().prepare(FrameSpec("table", (3,), np.dtype("f8")))
 
 
@@ -366,6 +369,23 @@ def test_names_in_an_expression_stand_for_nothing_else() -> None:
     task.prepare(SPEC)
     found = task.process(block_of(data)).pixels
     np.testing.assert_array_equal(found, data + 2e5 + 15 + 7 + 11)
+
+
+class OneOfTwo(Pixelwise):
+    """The pixel of one of two images, by what came in."""
+
+    def operation(self, spec: FrameSpec) -> Operation:
+        images = {"low": np.full(spec.image, 3.0), "high": np.full(spec.image, 5.0)}
+        return Operation("low if v < nine else high", np.dtype("f8"), images, {"nine": np.int64(9)})
+
+
+def test_images_are_read_before_a_condition_chooses_among_them() -> None:
+    task, data = OneOfTwo(), frames()
+    task.prepare(SPEC)
+    np.testing.assert_array_equal(task.process(block_of(data)).pixels, np.where(data < 9, 3, 5))
+    source = OnePass(SPEC, [Member(task, -1, True)]).source
+    (choice,) = (line for line in source.splitlines() if " else " in line)
+    assert re.findall(r"\w+\[x\]", choice) == ["a[x]"]  # what came in
 
 
 def test_without_a_folder_to_keep_functions_in_it_gives_the_same(

@@ -18,18 +18,15 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Mapping
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
+from lima2py.control.options import asked_of, find_system, split_set, whole
 from lima2py.errors import BadParameter, LimaError
-
-if TYPE_CHECKING:
-    from lima2py.session.system import System
 
 INCOMPLETE = 1
 REFUSED = 2
@@ -161,7 +158,9 @@ def run(
     asked = asked_of(described, nb_frames=nb_frames, **times, **triggers)
     definition = load_graph(graph, overrides)
     if all(place.address is None for place in (*described.acquisition, *described.processing)):
-        Preview.make(described, definition, asked, output, name)  # refuses before a node is started
+        # What cannot be is refused before a node is started.
+        for warning in Preview.make(described, definition, asked, output, name).warnings:
+            complain(warning)
     console = open_console()
     alone = not described.processing  # then preparing is done here, and must not be torn
     with Interrupts(hold=1 if alone else 0) as interrupts, Session.open(described) as session:
@@ -313,87 +312,6 @@ def main() -> None:
 def complain(what: object) -> None:
     """The one message of a command that was refused, or failed."""
     typer.echo(f"lima2py: {what}", err=True)
-
-
-def split_set(texts: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`--set` texts as parameters of the graph and of the detector.
-
-    Raises:
-        BadParameter: if one is not `name.parameter=value`.
-    """
-    graph: dict[str, Any] = {}
-    detector: dict[str, Any] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        owner, dot, parameter = key.strip().partition(".")
-        if not (equals and dot and owner and parameter):
-            raise BadParameter(
-                f"--set {text!r}: should be TASK.PARAM=VALUE or detector.PARAM=VALUE, for instance"
-                " --set view.by=[4,4]"
-            )
-        if owner == "detector":
-            detector[parameter] = plain(value)
-        else:
-            graph[f"{owner}.{parameter}"] = plain(value)
-    return graph, detector
-
-
-def find_system(
-    file: str | None,
-    detector: str | None,
-    acquisition_nodes: str | None,
-    processing_nodes: str | None,
-    detector_set: Mapping[str, Any],
-) -> System:
-    """The system that the options ask for.
-
-    Raises:
-        BadParameter: if it cannot be, or the options contradict each other.
-    """
-    from lima2py.session.system import System
-
-    if file is None:
-        return System.local(
-            detector or "simulator",
-            1 if acquisition_nodes is None else whole("--acquisition-nodes", acquisition_nodes),
-            1 if processing_nodes is None else whole("--processing-nodes", processing_nodes),
-            detector_set,
-        )
-    if acquisition_nodes is not None or processing_nodes is not None or detector is not None:
-        raise BadParameter(
-            "--system says which nodes and which detector there are: leave out --detector,"
-            " --acquisition-nodes and --processing-nodes, or --system"
-        )
-    return System.read(Path(file), detector_set)
-
-
-def asked_of(system: System, **options: str | None) -> dict[str, Any]:
-    """The acquisition parameters that were given, read as YAML would read them; and how many."""
-    from lima2py.control.preview import default_frames
-
-    asked = {name: plain(text) for name, text in options.items() if text is not None}
-    if "nb_frames" not in asked:
-        asked["nb_frames"] = default_frames(system)
-    return asked
-
-
-def plain(text: str) -> Any:
-    """The text of an option as YAML would read it."""
-    from lima2py.documents import plain_scalar
-
-    return plain_scalar(text)
-
-
-def whole(option: str, text: str) -> int:
-    """A whole number of an option.
-
-    Raises:
-        BadParameter: if it is none.
-    """
-    value = plain(text)
-    if type(value) is not int:
-        raise BadParameter(f"{option}: should be a whole number; given: {text}")
-    return value
 
 
 def _where_to_look(error: typer.TyperException) -> str:

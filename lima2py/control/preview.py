@@ -34,6 +34,7 @@ class Preview:
         plan: of the graph, for the frames of the detector.
         ring: of the first acquisition node.
         paths: by sink, the path its files begin with.
+        nb_frames: that are asked for; 0 if nobody knows.
         asked: frames a second the detector will deliver at most; 0 if nobody knows.
         nodes: how many share the work.
         speed: of the graph on this machine, if it was measured.
@@ -42,6 +43,7 @@ class Preview:
     plan: Plan
     ring: RingShape
     paths: Mapping[str, Path]
+    nb_frames: int
     asked: float
     nodes: int
     speed: Speed | None = None
@@ -86,12 +88,27 @@ class Preview:
         if measured:
             speed = measure(graph, plan.spec, ring.frames, output.absolute(), acquisition)
         nodes = max(1, len(system.processing))
-        return cls(plan, ring, paths, 1 / period if period else 0.0, nodes, speed)
+        rate = 1 / period if period else 0.0
+        return cls(plan, ring, paths, acquisition.nb_frames, rate, nodes, speed)
+
+    @property
+    def warnings(self) -> list[str]:
+        """Which frames at the end belong to no product, of the tasks that make one of several."""
+        found, specs = [], (self.plan.spec, *(step.spec for step in self.plan.steps))
+        for step in self.plan.steps:
+            span, left = step.spec.span, self.nb_frames % step.spec.span
+            if left and span > specs[step.sources[0]].span:
+                lost = "there will be none" if left == self.nb_frames else f"{left} are left over"
+                found.append(
+                    f"warning: each product of {step.name} takes {span} frames, and"
+                    f" {self.nb_frames} are asked for: {lost}"
+                )
+        return found
 
     def __str__(self) -> str:
         definition, ring = self.plan.definition, self.ring
         lines = [
-            f"{definition.name}: {definition.about}",
+            ": ".join(filter(None, (definition.name, definition.about))),
             self.plan.table(),
             f"ring: {ring.slots} blocks of {ring.frames} frame{'s' * (ring.frames > 1)},"
             f" {as_size(ring.nbytes)} on each acquisition node",
@@ -103,6 +120,7 @@ class Preview:
             lines.append("the graph has no sink: nothing will be written")
         if self.plan.taps:
             lines.append(f"taps: {', '.join(self.plan.taps)}")
+        lines += self.warnings
         if self.speed is not None:
             lines += self._costs(self.speed)
         return "\n".join(lines)
@@ -111,7 +129,10 @@ class Preview:
         """What was measured, and whether it is enough."""
         cores = len(os.sched_getaffinity(0))
         rate = speed.frames_per_second
-        yield f"speed: about {_rate(rate)} on a node with a core of its own, measured here"
+        yield (
+            f"speed: about {_rate(rate)} on a node with a core of its own, measured here in blocks"
+            f" of {self.ring.frames} frame{'s' * (self.ring.frames > 1)}"
+        )
         width = max(map(len, speed.seconds))
         for name, seconds in sorted(speed.seconds.items(), key=lambda item: -item[1]):
             yield f"  {name.ljust(width)}  {as_time(seconds)} a frame"

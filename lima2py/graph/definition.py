@@ -128,6 +128,11 @@ def load_graph(name_or_path: str, overrides: Mapping[str, Any] = _NO_OVERRIDES) 
     """
     shipped = _shipped_graphs()
     path = shipped.get(name_or_path, Path(name_or_path))
+    if "\n" in name_or_path or ": " in name_or_path:
+        raise BadGraph(
+            "graph: a text was given where the name or the path of a graph should be; give it as"
+            " parse_graph(text), from lima2py.graph.definition"
+        )
     if not path.suffix and not path.exists():
         raise BadGraph(
             f'there is no graph "{name_or_path}"{did_you_mean(name_or_path, shipped)}; or give the'
@@ -288,7 +293,7 @@ class _Reader:
     def _inputs(self, given: Any, at: str, sources: set[str]) -> tuple[str, ...]:
         """What `from` names; nothing if that is wrong."""
         inputs = [given] if isinstance(given, str) else given
-        if inputs is None:
+        if inputs in (None, []):
             self._refuse(f"{at}, from", f"is required: the name of a task, or {DETECTOR}")
         elif not (isinstance(inputs, list) and all(isinstance(item, str) for item in inputs)):
             self._refuse(f"{at}, from", f"should be the name of a task; {_given(given)}")

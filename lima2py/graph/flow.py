@@ -21,7 +21,7 @@ from lima2py.graph.plan import Plan, Step
 from lima2py.graph.promise import BrokenPromise, check_promise
 from lima2py.graph.recent import Recent
 from lima2py.graph.told import Frames, Told
-from lima2py.onepass import Member, OnePass, Pixelwise, Stripwise
+from lima2py.onepass import RAISED, Made, Member, OnePass, Pixelwise, Stripwise
 from lima2py.task import RunContext, Sink
 from lima2py.transport.wire import DoneBlock, pack_absences
 
@@ -100,7 +100,7 @@ class Flow:
                 if given.count:
                     try:
                         rows[self._track[step.name] - 1] = step.task.write(given)
-                    except Exception as error:
+                    except RAISED as error:
                         failed[step.name] = self._not_saved(step.name, error, given)
             else:
                 values[shared[0] + 1] = made = self._one(step)
@@ -115,9 +115,8 @@ class Flow:
         self._pending.append(Passed(done, []))
         if failed or any(made is not None and made.absences for made in values):
             self._note_absences(block, failed)
-        if self.plan.group > 1:
-            group = _group_of(done, self.plan.group)
-            self._seen[group] = self._seen.get(group, 0) + block.count
+        for group in self._shared_groups(done):
+            self._seen[group] = self._seen.get(group, 0) + _overlap(done, group, self.plan.group)
         self.frames += block.count
 
     def collect(self, idle: bool) -> list[DoneBlock]:
@@ -209,7 +208,7 @@ class Flow:
             made: Block = step.task.process(*given)
             check_promise(made, step.spec, given[0])
             return made
-        except Exception as error:
+        except RAISED as error:
             (first, *_), count = given, given[0].count
             if count > 1 and not step.task.remembers and not isinstance(error, BrokenPromise):
                 parts = [[block.part(n, n + 1) for block in given] for n in range(count)]
@@ -222,17 +221,15 @@ class Flow:
         given = self._values[steps[shared[0]].sources[0]]
         assert given is not None  # noqa: S101 - the plan wants what is used
         if given.data is None:
-            made: Iterable[Block | Exception | None] = [
-                given.carry(steps[number].spec, None) for number in shared
-            ]
+            made: Iterable[Made] = [given.carry(steps[number].spec, None) for number in shared]
         else:
             try:
                 made = fused(given)
-            except Exception as error:  # without the frames it came through: they hold pixels
+            except RAISED as error:  # without the frames it came through: they hold pixels
                 made = [error.with_traceback(None)] * len(shared)
         for place, (number, product) in enumerate(zip(shared, made, strict=True)):
             step = steps[number]
-            if isinstance(product, Exception):
+            if isinstance(product, BaseException):
                 product = self._once_more(fused, place, step, given, product)
             elif product is not None and given.data is not None:
                 try:
@@ -244,7 +241,7 @@ class Flow:
                 self.recent[step.name].keep(product)
 
     def _once_more(
-        self, fused: OnePass, place: int, step: Step, given: Block, error: Exception
+        self, fused: OnePass, place: int, step: Step, given: Block, error: BaseException
     ) -> Block:
         """What a task of a pass makes of the frames one by one, after it failed on all of them."""
         if given.count == 1 or step.task.remembers:
@@ -254,14 +251,14 @@ class Flow:
             part = given.part(n, n + 1)
             try:
                 made = fused(part)[place]
-            except Exception as again:
+            except RAISED as again:
                 made = again.with_traceback(None)
             found.append(
                 made if isinstance(made, Block) else self._failed(step, part, made or error)
             )
         return Block.join(found)
 
-    def _failed(self, step: Step, given: Block, error: Exception) -> Block:
+    def _failed(self, step: Step, given: Block, error: BaseException) -> Block:
         self.failures += 1
         said = Absence(Fate.TASK_FAILED, step.name, in_words(error))
         present = [given.index + n for n in range(given.count) if n not in given.absences]
@@ -275,7 +272,7 @@ class Flow:
             lost = given.refuse(lost.absences)
         return _nothing(step.spec, lost)
 
-    def _not_saved(self, name: str, error: Exception, given: Block | None = None) -> Absence:
+    def _not_saved(self, name: str, error: BaseException, given: Block | None = None) -> Absence:
         self.failures += 1
         said = Absence(Fate.NOT_SAVED, name, in_words(error))
         frames: Sequence[int] = ()
@@ -310,18 +307,14 @@ class Flow:
                     earlier.found.append((span, number, by_frame(mine, made, earlier.done)))
 
     def _take_complete(self) -> list[DoneBlock]:
-        """The pending blocks that need not wait for others of their group."""
-        group = self.plan.group
-        if group == 1:
-            all_of_them, self._pending = self._pending, []
-            return [passed.told() for passed in all_of_them]
-        last = self._run.nb_frames
+        """The pending blocks that need not wait for others of their groups."""
         ready: list[Passed] = []
         waiting: list[Passed] = []
         for passed in self._pending:
-            number = _group_of(passed.done, group)
-            size = min(group, last - number * group) if last else group
-            complete = self._seen[number] >= size or passed.done.source in self.exhausted
+            complete = passed.done.source in self.exhausted or all(
+                self._seen[group] >= self._size_of(group)
+                for group in self._shared_groups(passed.done)
+            )
             (ready if complete else waiting).append(passed)
         self._pending = []
         room = Counter[int]()  # by acquisition node: each has credits of its own
@@ -331,11 +324,19 @@ class Flow:
             fits = room[passed.done.source] <= max(1, 2 * self._batch - 1)
             (self._pending if fits else ready).append(passed)
         self._pending.reverse()
-        waits = {_group_of(passed.done, group) for passed in self._pending}
-        for passed in ready:
-            if (number := _group_of(passed.done, group)) not in waits:
-                self._seen.pop(number, None)
+        waits = {group for passed in self._pending for group in self._shared_groups(passed.done)}
+        self._seen = {group: seen for group, seen in self._seen.items() if group in waits}
         return [passed.told() for passed in ready]
+
+    def _shared_groups(self, block: DoneBlock) -> set[int]:
+        """The groups of which a block holds only a part."""
+        n, end = self.plan.group, block.index + block.count
+        return {edge // n for edge in (block.index, end) if edge % n}
+
+    def _size_of(self, group: int) -> int:
+        """How many frames a group has; the last one of an acquisition may be shorter."""
+        n, last = self.plan.group, self._run.nb_frames
+        return min(n, last - group * n) if last else n
 
     def _flush(self, done: list[DoneBlock]) -> list[DoneBlock]:
         if not done:
@@ -375,5 +376,7 @@ def _nothing(spec: FrameSpec, given: Block) -> Block:
     return Block(spec, first, end - first, None, said, origin=given.origin)
 
 
-def _group_of(block: DoneBlock, size: int) -> int:
-    return (block.index + block.count - 1) // size
+def _overlap(block: DoneBlock, group: int, size: int) -> int:
+    """How many frames of a group are in a block."""
+    first, end = group * size, (group + 1) * size
+    return min(end, block.index + block.count) - max(first, block.index)

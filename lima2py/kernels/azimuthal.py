@@ -24,52 +24,60 @@ FOUR = 4
 """How many bins one after the other an entry may be for, if not one."""
 
 
-def _adds_four(squared: bool) -> Any:
-    """A function that adds a value to four sums, by four shares or by their squares.
+def _write_four(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+    """Add to four sums the product of all values, each of them by the four shares."""
 
-    Args of the function:
+    def four(which: int, kind: Any) -> Any:
+        array = context.make_array(signature.args[which])(context, builder, arguments[which])
+        first = builder.gep(array.data, [arguments[which + 1]])
+        return builder.bitcast(first, ir.VectorType(kind, FOUR).as_pointer())
+
+    double = ir.VectorType(ir.DoubleType(), FOUR)
+    target = four(0, ir.DoubleType())
+    share = builder.fpext(builder.load(four(2, ir.FloatType()), align=4), double)
+    nothing = ir.Constant(double, ir.Undefined)
+    everywhere = ir.Constant(ir.VectorType(ir.IntType(32), FOUR), [0] * FOUR)
+    added = None
+    for value in arguments[4:]:
+        one = builder.insert_element(nothing, value, ir.Constant(ir.IntType(32), 0))
+        shared = builder.fmul(builder.shuffle_vector(one, nothing, everywhere), share)
+        added = shared if added is None else builder.fmul(added, shared)
+    may_contract = ("contract",)
+    before = builder.load(target, align=8)
+    builder.store(builder.fadd(before, added, flags=may_contract), target, align=8)
+    return context.get_dummy_value()
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _add_four(_context: Any, sums: Any, place: Any, shares: Any, at: Any, value: Any) -> Any:
+    """Add a value to four sums, by four shares.
+
+    Args:
         sums: float64, in one row.
         place: the first of the four among them.
         shares: float32, in one row.
         at: the first of the four among them.
         value: to be shared out.
     """
-
-    def add(_context: Any, sums: Any, place: Any, shares: Any, at: Any, value: Any) -> Any:
-        def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            def four(which: int, kind: Any) -> Any:
-                array = context.make_array(signature.args[which])(
-                    context, builder, arguments[which]
-                )
-                first = builder.gep(array.data, [arguments[which + 1]])
-                return builder.bitcast(first, ir.VectorType(kind, FOUR).as_pointer())
-
-            double = ir.VectorType(ir.DoubleType(), FOUR)
-            target = four(0, ir.DoubleType())
-            share = builder.fpext(builder.load(four(2, ir.FloatType()), align=4), double)
-            nothing = ir.Constant(double, ir.Undefined)
-            one = builder.insert_element(nothing, arguments[4], ir.Constant(ir.IntType(32), 0))
-            everywhere = ir.Constant(ir.VectorType(ir.IntType(32), FOUR), [0] * FOUR)
-            shared = builder.fmul(builder.shuffle_vector(one, nothing, everywhere), share)
-            if squared:
-                shared = builder.fmul(shared, share)
-            may_contract = ("contract",)
-            before = builder.load(target, align=8)
-            builder.store(builder.fadd(before, shared, flags=may_contract), target, align=8)
-            return context.get_dummy_value()
-
-        return types.void(sums, types.intp, shares, types.intp, types.float64), write
-
-    return intrinsic(add)
+    given = (sums, types.intp, shares, types.intp, types.float64)
+    return types.void(*given), _write_four
 
 
-_add_four = _adds_four(squared=False)
-_add_four_squared = _adds_four(squared=True)
+@intrinsic  # type: ignore[untyped-decorator]
+def _add_product_to_four(
+    _context: Any, sums: Any, place: Any, shares: Any, at: Any, value: Any, other: Any
+) -> Any:
+    """The same with the product of two values, each shared out: a share of 0 keeps it 0.
+
+    The product of the values themselves may be infinite, and that is no number times 0.
+    """
+    given = (sums, types.intp, shares, types.intp, types.float64, types.float64)
+    return types.void(*given), _write_four
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
 def integrate(  # type: ignore[no-untyped-def]
-    strip, row, frame, height, start, bins, shares, weights, low, high, every, sums, missing
+    strip, row, frame, height, start, bins, shares, weights, low, high, sums, missing
 ):
     """Add the pixels of a strip to the sums of its frame.
 
@@ -85,7 +93,6 @@ def integrate(  # type: ignore[no-untyped-def]
         weights: float32 `(height × width)`, by which a pixel counts in the normalisation.
         low: pixels from `low` to `high` have no valid value; nor have those that are not finite.
         high: see `low`.
-        every: whether 0 is such a value, so that no pixel may be skipped.
         sums: float64 `(frames, bands, lanes, bins, columns, 1 or FOUR)`, to be added up over the
             lanes, a power of two: neighbouring pixels, which may fall into the same bins, need not
             wait for each other; and the second of four to those of the next bin. The first column
@@ -121,7 +128,7 @@ def integrate(  # type: ignore[no-untyped-def]
                     _miss(begins[x], begins[x + 1], bins, shares, weights[first + x], lost)
                 else:
                     found[n] = x
-                    n += every | (v != 0.0)
+                    n += v != 0.0
         elif 4 * not_zero < 3 * width:
             for x in range(width):
                 found[n] = x
@@ -140,7 +147,9 @@ def integrate(  # type: ignore[no-untyped-def]
                 _add(v, w, k, bins, all_shares, side, columns, of_lane, all_sums)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+# By LLVM's own estimate it is too long to be inlined, and a call for every pixel takes ten times
+# as long.
+@njit(nogil=True, cache=True, error_model="numpy", forceinline=True)
 def _add(v, w, k, bins, shares, side, columns, lane, sums):  # type: ignore[no-untyped-def]
     """Add a pixel of value `v` and weight `w` to the bins of its entry `k`."""
     place = (lane + np.intp(bins[k])) * columns * side
@@ -149,18 +158,19 @@ def _add(v, w, k, bins, shares, side, columns, lane, sums):  # type: ignore[no-u
         at = np.intp(FOUR * k)
         _add_four(sums, place, shares, at, v)
         if columns == 2:
-            _add_four_squared(sums, place + FOUR, shares, at, beyond)
+            _add_product_to_four(sums, place + FOUR, shares, at, beyond, 1.0)
         elif columns == 3:
-            _add_four_squared(sums, place + FOUR, shares, at, v * v)
-            _add_four_squared(sums, place + 2 * FOUR, shares, at, v * w)
+            _add_product_to_four(sums, place + FOUR, shares, at, v, v)
+            _add_product_to_four(sums, place + 2 * FOUR, shares, at, v, w)
     else:
         share = np.float64(shares[k])
-        sums[place] += v * share
+        shared = v * share
+        sums[place] += shared
         if columns == 2:
             sums[place + 1] += beyond * share * share
         elif columns == 3:
-            sums[place + 1] += v * v * share * share
-            sums[place + 2] += v * w * share * share
+            sums[place + 1] += shared * shared
+            sums[place + 2] += shared * (w * share)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")

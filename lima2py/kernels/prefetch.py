@@ -20,9 +20,8 @@ def fetch(_context: Any, pixels: Any, place: Any) -> Any:
         kind = ir.FunctionType(ir.VoidType(), [address, number, number, number])
         prefetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
         place = builder.bitcast(builder.gep(array.data, [arguments[1]]), address)
-        how = [
-            ir.Constant(number, value) for value in (0, 2, 1)
-        ]  # for reading, second-level cache, data
+        # To be read, soon in the second-level cache, data.
+        how = [ir.Constant(number, value) for value in (0, 2, 1)]
         builder.call(prefetch, [place, *how])
         return context.get_dummy_value()
 

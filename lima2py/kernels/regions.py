@@ -17,6 +17,7 @@ from numba import types
 from numba.extending import overload
 
 from lima2py.kernels.compiled import njit
+from lima2py.kernels.prefetch import fetch
 
 _SUMS = {"reassoc", "contract", "nsz"}
 """Numbers may be added in another order; NaN and infinity stay what they are."""
@@ -24,6 +25,14 @@ _STEP = 2048
 """So many pixels of 16 bits are gone over several times, while they are in the fastest cache."""
 _SMALL = 1023
 """The sum of so many squares of numbers up to this one fits 32 bits: 2048 × 1023**2 < 2**31."""
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _fetch_next(strip: Any) -> None:
+    """Have the next strip ready: the processor does it by itself only for who is quick."""
+    pixels = strip.reshape(-1)
+    for place in range(len(pixels), 2 * len(pixels), 64 // pixels.itemsize):
+        fetch(pixels, place)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -106,7 +115,7 @@ def _look_at_small(lines: Any, left: Any, right: Any) -> Any:
     low = high = np.int64(lines[0, left])
     total = squares = np.int64(0)
     width = right - left
-    together = max(1, _STEP // width)
+    together = min(max(1, _STEP // width), len(lines))
     joined = np.empty(together * width if together > 1 else 0, lines.dtype)
     for top in range(0, len(lines), together):
         n = min(together, len(lines) - top)
@@ -421,36 +430,54 @@ def products(
         sums[frame, len(starts) - 1 + region] += total
 
 
-def _bin(value: Any, table: Any, edges: Any) -> Any:
-    """The number of the bin of a pixel; one more than there are if it lies in none."""
+def _count(line: Any, table: Any, edges: Any, bins: Any, counts: Any) -> None:
+    """Count some pixels in their bins; the last bin is for those that lie in none."""
     raise NotImplementedError
 
 
-@overload(_bin, jit_options={"error_model": "numpy"})  # type: ignore[untyped-decorator]
-def _bin_of(value: Any, table: Any, edges: Any) -> Any:
-    if value == types.boolean or (isinstance(value, types.Integer) and value.bitwidth <= 16):
+@overload(_count, jit_options={"error_model": "numpy"})  # type: ignore[untyped-decorator]
+def _count_in(line: Any, table: Any, edges: Any, bins: Any, counts: Any) -> Any:
+    pixel = line.dtype
+    if pixel == types.boolean or (isinstance(pixel, types.Integer) and pixel.bitwidth <= 16):
+        return _look_up
+    return _compute
 
-        def look_up(value: Any, table: Any, edges: Any) -> Any:
-            return table[np.uint16(value)]
 
-        return look_up
+def _look_up(line: Any, table: Any, edges: Any, bins: Any, counts: Any) -> None:
+    one, two, three, four = counts[0], counts[1], counts[2], counts[3]
+    fours = len(line) // 4 * 4
+    for x in range(0, fours, 4):
+        one[table[np.uint16(line[x])]] += 1
+        two[table[np.uint16(line[x + 1])]] += 1
+        three[table[np.uint16(line[x + 2])]] += 1
+        four[table[np.uint16(line[x + 3])]] += 1
+    for x in range(fours, len(line)):
+        one[table[np.uint16(line[x])]] += 1
 
-    def find(value: Any, table: Any, edges: Any) -> Any:
-        last = len(edges) - 1
-        number = np.float64(value)
-        if not (edges[0] <= number <= edges[last]):
-            return np.uint32(last)
-        guess = (number - edges[0]) / (edges[last] - edges[0]) * last
-        found = int(guess)
-        if found == last:
-            found = last - 1
-        if number < edges[found]:  # rounding
-            found -= 1
-        elif number >= edges[found + 1] and found < last - 1:
-            found += 1
-        return np.uint32(found)
 
-    return find
+def _compute(line: Any, table: Any, edges: Any, bins: Any, counts: Any) -> None:
+    """First the bins of many pixels at once; then they are counted, which is one by one."""
+    one, two, three, four = counts[0], counts[1], counts[2], counts[3]
+    last = np.int32(len(edges) - 1)
+    low, high = edges[0], edges[last]
+    step, scale = (high - low) / last, last / (high - low)
+    for first in range(0, len(line), _STEP):
+        some = line[first : first + _STEP]
+        for x in range(len(some)):
+            number = np.float64(some[x])
+            guess = np.int32(min((number - low) * scale, last - 1.0) if number > low else 0.0)
+            below = number < np.float64(guess) * step + low  # by rounding
+            beyond = (number >= np.float64(guess + 1) * step + low) & (guess < last - 1)
+            inside = (low <= number) & (number <= high)
+            bins[x] = guess - np.int32(below) + np.int32(beyond) if inside else last
+        fours = len(some) // 4 * 4
+        for x in range(0, fours, 4):
+            one[bins[x]] += 1
+            two[bins[x + 1]] += 1
+            three[bins[x + 2]] += 1
+            four[bins[x + 3]] += 1
+        for x in range(fours, len(some)):
+            one[bins[x]] += 1
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -466,26 +493,18 @@ def histogram(
         starts: of the regions in `pieces`.
         pieces: of the regions.
         table: uint32 `(65536,)`: the bin of every value of pixels of up to 16 bits (as uint16).
-        edges: float64: of the bins, for other pixels.
+        edges: float64: of the bins, at equal distances, for other pixels.
         counts: uint32 `(frames, regions, 4, bins + 1)`: four that are to be added up, as a
             processor waits when it counts in the same place twice running; the last bin is for what
             lies in none.
     """
+    _fetch_next(strip)
+    bins = np.empty(_STEP, np.uint32)
     for region in range(len(starts) - 1):
         end = starts[region + 1]
         for number in range(_first(pieces, starts[region], end, row), end):
             if pieces[number, 0] >= row + len(strip):
                 break
             lines, left, right = _cut(strip, row, pieces[number])
-            one, two = counts[frame, region, 0], counts[frame, region, 1]
-            three, four = counts[frame, region, 2], counts[frame, region, 3]
             for y in range(len(lines)):
-                line = lines[y][left:right]
-                fours = len(line) // 4 * 4
-                for x in range(0, fours, 4):
-                    one[_bin(line[x], table, edges)] += 1
-                    two[_bin(line[x + 1], table, edges)] += 1
-                    three[_bin(line[x + 2], table, edges)] += 1
-                    four[_bin(line[x + 3], table, edges)] += 1
-                for x in range(fours, len(line)):
-                    one[_bin(line[x], table, edges)] += 1
+                _count(lines[y][left:right], table, edges, bins, counts[frame, region])

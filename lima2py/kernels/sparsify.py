@@ -94,7 +94,8 @@ def _how_many(_context: Any, bits: Any) -> Any:
     return types.uint64(types.uint64), write
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+# As a function of its own it would count, for every 64 pixels, who holds the arrays.
+@njit(nogil=True, cache=True, error_model="numpy", forceinline=True)
 def append_by_bits(
     pixels: Any, first: Any, bits: Any, number: Any, indices: Any, values: Any, count: Any
 ) -> None:

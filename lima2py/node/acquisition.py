@@ -46,7 +46,7 @@ class AcquisitionNode(Node):
             "abort": lambda run: self._run(run).abort(),
             "trigger": lambda: self.detector.trigger(),
             "report": lambda run: self._run(run).report(),
-            "node_lost": lambda run, rank, reason: self._run(run).lose_node(rank, reason),
+            "nodes_lost": lambda run, reasons: self._run(run).lose_nodes(reasons),
             "source_lost": lambda run, rank: self._run(run).lose_source(rank),
         }
 

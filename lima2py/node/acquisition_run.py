@@ -91,7 +91,9 @@ class AcquisitionRun(Run):
             if order.rank == 0:  # last, since it may clear away the files of an older run
                 self._reserved = reserve(plan.sinks, Path(order.output), order.name, order.run)
             self.ready = self._answer(hardware)
-            self.readout = Readout(detector, hardware, plan.spec, self._ring, self._share)
+            self.readout = Readout(
+                detector, hardware, plan.spec, self._ring, self._share, plan.group
+            )
             if not order.nodes:
                 context = replace(context_of(self.ready, order, node.name), stop=self.ask_stop)
                 flow = Flow(plan, context, max(1, shape.slots // 4))
@@ -203,10 +205,10 @@ class AcquisitionRun(Run):
         with contextlib.suppress(BadCommand):  # it has ended already
             self.abort()
 
-    def lose_node(self, rank: int, reason: str) -> None:
-        """A processing node is dead. From any thread."""
+    def lose_nodes(self, reasons: Mapping[int, str]) -> None:
+        """Processing nodes are dead, by rank and why. From any thread."""
         if isinstance(self._outlet, Push):
-            self._outlet.lose(rank, reason)
+            self._outlet.lose(reasons)
 
     def lose_source(self, rank: int) -> None:
         """Another acquisition node is dead: do not wait for its account. From any thread."""
@@ -343,11 +345,14 @@ class AcquisitionRun(Run):
         """See `Run.status`."""
         ring = self._ring
         push = self._outlet if isinstance(self._outlet, Push) else None
+        following = self.readout.index  # before what is open, so that nothing is left out
+        still_open = self._outlet.still_open if self._outlet is not None else []
         return {
             **self._common_status(),
             "asked": self.ledger.nb_frames,
             "acquired": self.ledger.end,
             "settled": self.ledger.settled,
+            "done_to": min([following, *still_open]),
             "counts": self.ledger.counts(),
             "frame_bytes": self.plan.spec.nbytes,
             "slots": ring.shape.slots if ring else 0,

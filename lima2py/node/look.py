@@ -13,6 +13,8 @@ TAP_BYTES = 64 * 2**20
 """The most pixels of a tap that are given at once, in bytes."""
 BLOCKS = 256
 """The most blocks of small products that are given at once."""
+STREAM_BYTES = 4 * 2**20
+"""And the most bytes: several may want to read at a time, and the node has frames to process."""
 
 
 def read_tap(tap: Tap, after: int) -> dict[str, Any]:
@@ -44,9 +46,10 @@ def read_tap(tap: Tap, after: int) -> dict[str, Any]:
 
 def read_stream(recent: Recent, after: int) -> dict[str, Any]:
     """The small products of a task since a running number, oldest first."""
-    found, ended = recent.after(after, BLOCKS)
+    found, newest, ended = recent.after(after, BLOCKS, STREAM_BYTES)
     return {
         "spec": recent.spec.plain(),
+        "newest": newest,
         "ended": ended,
         "blocks": [(serial, pack_product(block)) for serial, block in found],
     }

@@ -18,6 +18,10 @@ class Outlet(Protocol):
     def errors(self) -> list[str]:
         """What went wrong so far."""
 
+    @property
+    def still_open(self) -> list[int]:
+        """The first frames of the blocks that are not settled. From any thread."""
+
     def process(self, block: Block, slot: int) -> None:
         """Take a block that lies in a slot."""
 
@@ -45,6 +49,11 @@ class Inline:
     def errors(self) -> list[str]:
         """See `Outlet`."""
         return self.flow.errors
+
+    @property
+    def still_open(self) -> list[int]:
+        """See `Outlet`."""
+        return list(self._slots)
 
     def process(self, block: Block, slot: int) -> None:
         """See `Outlet`."""

@@ -39,8 +39,8 @@ class ProcessingRun(Run):
         spec = FrameSpec.from_plain(lead.spec)
         super().__init__(order.run, node.who, Plan.make(graph, spec))
         slots = min(sender.ring.slots for sender in order.senders)
-        blocks_of_group = -(-self.plan.group // lead.ring.frames)  # may have to wait for their last
-        most = max(MAX_CREDITS, 2 * blocks_of_group)
+        # All blocks of a group have to wait for its last; a detector may give frames one by one.
+        most = max(MAX_CREDITS, 2 * self.plan.group)
         self.credits = max(2, min(most, slots // order.nodes))
         senders = [
             Sender(

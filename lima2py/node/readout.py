@@ -31,6 +31,9 @@ class Readout(Source):
         spec: of its frames.
         ring: where they are put.
         share: which frames are ours.
+        group: consecutive frames that are processed together. A block that begins within a group
+            ends with it: so a node that takes over a group is given all blocks that have part of it
+            and needs no others.
 
     Attributes:
         slot: of the ring, in which the block just given lies.
@@ -45,6 +48,7 @@ class Readout(Source):
         spec: FrameSpec,
         ring: Ring,
         share: Share,
+        group: int = 1,
     ):
         self.spec = spec
         self.slot = -1
@@ -54,6 +58,7 @@ class Readout(Source):
         self._acquisition = acquisition
         self._ring = ring
         self._share = share
+        self._group = group
         self._columns = {
             name: np.dtype(dtype) for name, dtype in detector.capabilities.columns.items()
         }
@@ -96,7 +101,8 @@ class Readout(Source):
             yield None
 
     def _room(self) -> int:
-        return self._share.room(self.index)
+        within = self.index % self._group
+        return self._group - within if within else self._share.room(self.index)
 
     def _slot(self, number: int, room: int) -> Slot:
         columns = {name: np.zeros(room, dtype) for name, dtype in self._columns.items()}

@@ -52,6 +52,7 @@ def streamed(
     run: str,
     task: str,
     timeout: float | None,
+    done_to: Callable[[], int],
     account: Callable[[], tuple[Ranges, int]],
 ) -> Iterator[Block]:
     """The small products of a task, in order and without gaps, as blocks.
@@ -63,34 +64,41 @@ def streamed(
         run: id of the run.
         task: its name.
         timeout: seconds to wait for the next product.
+        done_to: gives the number of the first frame that is not done: what was made of those before
+            it lies at the nodes, or never will.
         account: gives what is known of absent frames, and how many were acquired, once the run is
             over.
 
     Raises:
         TimeoutError: if none came in time.
+        NodeError: if no node is left that could say anything.
     """
     after = {handle.name: -1 for handle in nodes}
     waiting: list[tuple[int, int, Block]] = []
     order = count()
-    told_to = dict.fromkeys(after, -1)
     expected: int | None = None
-    missed = False
+    done = known = 0  # all there is of the frames before `known` has been seen,
+    newest: dict[str, int] = {}  # and of those before `done` once these have been, by node
     spec: FrameSpec | None = None
     heard = time.monotonic()
     while True:
-        news = False
+        news, looked = False, dict[str, int]()
+        if not newest:
+            done = done_to()  # before the look: what was made of these frames is there by now
         for handle, told in _ask("stream", nodes, run, task, after):
             spec = FrameSpec.from_plain(told["spec"])
             for serial, packed in told["blocks"]:
                 if expected is None:
                     expected = 0 if serial == 0 else packed["index"]
-                missed = missed or serial > after[handle.name] + 1
                 after[handle.name] = serial
-                told_to[handle.name] = packed["index"]
                 heappush(waiting, (packed["index"], next(order), product_of(spec, packed)))
                 news = True
+            looked[handle.name] = told["newest"]
             if told["ended"]:
                 del after[handle.name]
+        newest = newest or looked
+        if all(after[name] >= serial for name, serial in newest.items() if name in after):
+            known, newest = done, {}
         while waiting and expected is not None:
             index, _, block = waiting[0]
             if block.end <= expected:  # a lost node's, made again by another one
@@ -99,14 +107,23 @@ def streamed(
                 heappop(waiting)
                 yield block.part(expected - index, block.count)
                 expected = block.end
-            elif not after or (missed and all(told_to[name] >= index for name in after)):
-                yield _missing(account()[0] if not after else (), expected, index, block.spec)
+            elif not after:
+                yield _missing(account()[0], expected, index, block.spec)
                 expected = index
+            elif expected < known // block.spec.span:
+                end = min(index, known // block.spec.span)
+                yield _missing((), expected, end, block.spec)
+                expected = end
             else:
                 break
         if not after:
+            if spec is None:
+                raise NodeError(
+                    f'task "{task}": all nodes that had its products are lost, and these with them;'
+                    " what sinks have saved lies in files"
+                )
             ranges, end = account()
-            if spec is not None and (expected or 0) < end // spec.span:  # a lost node had the last
+            if (expected or 0) < end // spec.span:  # a lost node had the last
                 yield _missing(ranges, expected or 0, end // spec.span, spec)
             return
         if news:
@@ -124,13 +141,17 @@ def frames_of(blocks: Iterator[Block], task: str, channel: str | None) -> Iterat
         BadParameter: if there is no such channel.
     """
     for block in blocks:
-        names = block.spec.dtype.names or ()
+        names = {*(block.spec.dtype.names or ())}
+        if block.spec.kind == "sparse":
+            names.add("count")
         if channel is not None and channel not in names:
             raise BadParameter(
                 f'task "{task}": has no channel "{channel}"{did_you_mean(channel, names)}'
             )
         for frame in block.frames():
-            if channel is not None and frame.data is not None:
+            if channel == "count" and block.spec.kind == "sparse" and frame.data is not None:
+                frame = replace(frame, data=np.array(len(frame.data)))
+            elif channel is not None and frame.data is not None:
                 frame = replace(frame, data=frame.data[channel])
             yield frame
 
@@ -142,7 +163,7 @@ def _ask(
     for handle in nodes:
         if handle.name in after:
             try:
-                told = handle.look(what, run=run, task=task, after=after[handle.name])
+                told = handle.read(what, run=run, task=task, after=after[handle.name])
             except NodeError:
                 del after[handle.name]
                 continue

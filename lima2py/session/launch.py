@@ -44,6 +44,10 @@ class Handle(ABC):
     def look(self, command: str, *, timeout: float = 5.0, **parameters: Any) -> Any:
         """Like `call`, for questions answered at once; never waits behind a `call`."""
 
+    def read(self, command: str, *, timeout: float = 5.0, **parameters: Any) -> Any:
+        """Like `look`, for whoever follows a run; no `look` ever waits behind it."""
+        return self.look(command, timeout=timeout, **parameters)
+
     def check_alive(self) -> None:
         """Raise `NodeError`, with its last words, if the node is known to be dead."""
         return
@@ -82,6 +86,7 @@ class Remote(Handle):
         self.rank = rank
         self._caller = Client(context, address, name)
         self._looker = Client(context, address, name)
+        self._reader = Client(context, address, name)
 
     def call(self, command: str, *, timeout: float = 30.0, **parameters: Any) -> Any:
         """See `Handle.call`."""
@@ -90,6 +95,10 @@ class Remote(Handle):
     def look(self, command: str, *, timeout: float = 5.0, **parameters: Any) -> Any:
         """See `Handle.look`."""
         return self._looker.call(command, timeout=timeout, alive=self.check_alive, **parameters)
+
+    def read(self, command: str, *, timeout: float = 5.0, **parameters: Any) -> Any:
+        """See `Handle.read`."""
+        return self._reader.call(command, timeout=timeout, alive=self.check_alive, **parameters)
 
     def check_kind(self, kind: str) -> None:
         """Refuse a node that is not there, or of another kind.
@@ -112,6 +121,7 @@ class Remote(Handle):
         """See `Handle.close`."""
         self._caller.close()
         self._looker.close()
+        self._reader.close()
 
 
 class Child(Remote):

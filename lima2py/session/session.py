@@ -69,7 +69,8 @@ class Session:
             detector: parameters of the detector to set.
 
         Raises:
-            BadParameter: if there is no such system or detector, or a value cannot be.
+            BadParameter: if there is no such system, or there cannot be that many nodes. Whether
+                there is such a detector, `prepare` says.
         """
         if not isinstance(system, System):
             system = open_system(
@@ -247,7 +248,7 @@ class Session:
         if name not in self._taps:
             raise BadParameter(f'tap "{name}": the graph has no such tap'
                                f"{did_you_mean(name, self._taps)}")  # fmt: skip
-        return tapped(self.nodes.of_graph, self.run, name, timeout)
+        return tapped(tuple(self.nodes.of_graph), self.run, name, timeout)
 
     def stream(
         self, name: str, channel: str | None = None, timeout: float | None = None
@@ -259,12 +260,13 @@ class Session:
 
         Args:
             name: of a task whose product is a table, a vector, or sparse.
-            channel: only this column of it.
+            channel: only this column of it; of sparse frames also `count`, how many rows they have.
             timeout: seconds to wait for the next frame.
 
         Raises:
             BadParameter: if the graph has no such task, or the product no such channel.
             BadCommand: if no run was started.
+            NodeError: if all nodes that had the products are lost.
             TimeoutError: if no frame came in time.
         """
         self._refuse_if_closed("look")
@@ -277,7 +279,11 @@ class Session:
                 return (), 0
             return watch.report().absences, watch.progress.acquired
 
-        blocks = streamed(self.nodes.of_graph, self.run, name, timeout, account)
+        def done_to() -> int:
+            return watch.progress.done_to
+
+        nodes = tuple(self.nodes.of_graph)  # the next run may start some of them again
+        blocks = streamed(nodes, self.run, name, timeout, done_to, account)
         return frames_of(blocks, name, channel)
 
     def close(self) -> None:

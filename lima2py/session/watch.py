@@ -7,11 +7,12 @@ that nobody waits for it.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import Any
 
-from lima2py.errors import BadCommand, LimaError, NodeError
+from lima2py.errors import BadCommand, LimaError, NodeError, in_words
 from lima2py.frame import Fate
 from lima2py.node.life import State, aggregate
 from lima2py.session.launch import Child, Handle
@@ -33,6 +34,7 @@ class Progress:
         asked: frames asked for, 0 if endless.
         acquired: frames the detector has delivered.
         settled: frames with a fate.
+        done_to: the number of the first frame without one.
         counts: frames by fate so far.
         frame_bytes: bytes of one raw frame.
         ring: the fullest ring, 0 to 1.
@@ -43,6 +45,7 @@ class Progress:
     asked: int = 0
     acquired: int = 0
     settled: int = 0
+    done_to: int = 0
     counts: Mapping[str, int] = field(default_factory=dict)
     frame_bytes: int = 0
     ring: float = 0.0
@@ -75,10 +78,16 @@ class Watch:
         self._status: dict[str, dict[str, Any]] = {}
         self._told: dict[str, Any] | None = None
         self._closing = threading.Event()
+        self._answers: SimpleQueue[tuple[str, dict[str, Any] | str]] = SimpleQueue()
+        self._lookers: dict[str, _Looker] = {}
         self._thread = threading.Thread(target=self._main, name="watch", daemon=True)
 
     def start(self) -> None:
         """Begin to look."""
+        self._lookers = {
+            handle.name: _Looker(handle, self._run, self._answers)
+            for handle in [*self._acquisition, *self._processing]
+        }
         self._thread.start()
 
     def close(self) -> None:
@@ -106,10 +115,18 @@ class Watch:
         return Report.make(told, dict(self._memory), list(self._lost.values()))
 
     def _main(self) -> None:
+        try:
+            self._watch()
+        finally:
+            for looker in self._lookers.values():
+                looker.end()
+
+    def _watch(self) -> None:
         while not self._closing.is_set():
-            for handle in [*self._acquisition, *self._processing]:
-                if handle.name not in self._lost:
-                    self._look_at(handle)
+            lost = self._look()
+            if lost and not self._closing.is_set():
+                lost.update(self._look(without=lost))  # what died with it: its host, say
+            self._lose(lost)
             states = {
                 name: State(status["state"])
                 for name, status in self._status.items()
@@ -121,32 +138,54 @@ class Watch:
             self.progress = self._progress(aggregate(states.values()))
             self._closing.wait(WATCH_EVERY)
 
-    def _look_at(self, handle: Handle) -> None:
-        try:
-            status = handle.look("status", timeout=SILENCE, run=self._run)
-        except LimaError as error:
-            self._lose(handle, str(error))
-            return
-        self._status[handle.name] = status
-        peak = max(self._memory.get(handle.name, 0), status["memory"])
-        self._memory[handle.name] = peak
-
-    def _lose(self, handle: Handle, reason: str) -> None:
-        self._lost[handle.name] = reason
-        if isinstance(handle, Child):
-            handle.kill()  # whatever it still does, its frames go to others
-        if handle in self._processing:
-            others, command = self._acquisition, "node_lost"
-        else:
-            others, command = [*self._acquisition, *self._processing], "source_lost"
-        for other in others:
-            if other.name in self._lost:
+    def _look(self, without: Collection[str] = ()) -> dict[str, str]:
+        """Ask every node that is not lost where it is; by name, why those are lost that are."""
+        asked = [
+            looker
+            for name, looker in self._lookers.items()
+            if name not in self._lost and name not in without
+        ]
+        for looker in asked:
+            looker.ask()
+        lost: dict[str, str] = {}
+        for _ in asked:
+            name, answer = self._answers.get()
+            if isinstance(answer, str):
+                lost[name] = answer
                 continue
-            parameters: dict[str, Any] = {"reason": reason} if command == "node_lost" else {}
-            try:
-                other.look(command, timeout=SILENCE, run=self._run, rank=handle.rank, **parameters)
-            except LimaError as error:
-                self._lose(other, str(error))
+            self._status[name] = answer
+            self._memory[name] = max(self._memory.get(name, 0), answer["memory"])
+        return lost
+
+    def _lose(self, lost: Mapping[str, str]) -> None:
+        """Tell the others which nodes are lost, of those lost together all at once."""
+        if not lost:
+            return
+        self._lost.update(lost)
+        gone = [handle for handle in [*self._acquisition, *self._processing] if handle.name in lost]
+        for handle in gone:
+            if isinstance(handle, Child):
+                handle.kill()  # whatever it still does, its frames go to others
+        reasons = {handle.rank: lost[handle.name] for handle in gone if handle in self._processing}
+        more = {}
+        if reasons:
+            more.update(self._tell(self._acquisition, "nodes_lost", reasons=reasons))
+        for handle in gone:
+            if handle in self._acquisition:
+                others = [*self._acquisition, *self._processing]
+                more.update(self._tell(others, "source_lost", rank=handle.rank))
+        self._lose(more)
+
+    def _tell(self, others: Sequence[Handle], command: str, **parameters: Any) -> dict[str, str]:
+        """Tell those that are not lost; by name, why those are that turn out to be."""
+        lost = {}
+        for other in others:
+            if other.name not in self._lost:
+                try:
+                    other.look(command, timeout=SILENCE, run=self._run, **parameters)
+                except LimaError as error:
+                    lost[other.name] = str(error)
+        return lost
 
     def _progress(self, state: State) -> Progress:
         sources = [
@@ -161,6 +200,14 @@ class Watch:
             asked=max((status["asked"] for status in sources), default=0),
             acquired=max((status["acquired"] for status in sources), default=0),
             settled=sum(status["settled"] for status in sources),
+            done_to=min(
+                (
+                    self._status[handle.name]["done_to"]
+                    for handle in self._acquisition
+                    if handle.name in self._status and handle.name not in self._lost
+                ),
+                default=0,
+            ),
             counts=counts,
             frame_bytes=max((status["frame_bytes"] for status in sources), default=0),
             ring=max(
@@ -197,3 +244,39 @@ class Watch:
             "seconds": 0.0,
             "ring_bytes": 0,
         }
+
+
+class _Looker:
+    """Asks one node where it is, in a thread of its own: one that is silent holds up nobody.
+
+    Args:
+        handle: of the node.
+        run: id of the run.
+        answers: takes its name with its status, or with why there is none.
+    """
+
+    def __init__(
+        self, handle: Handle, run: str, answers: SimpleQueue[tuple[str, dict[str, Any] | str]]
+    ):
+        self._handle = handle
+        self._run = run
+        self._answers = answers
+        self._asked: SimpleQueue[bool] = SimpleQueue()
+        threading.Thread(target=self._main, name=f"look at {handle.name}", daemon=True).start()
+
+    def ask(self) -> None:
+        """Look once; the answer comes within `SILENCE`, or why there is none."""
+        self._asked.put(True)
+
+    def end(self) -> None:
+        """Look no more."""
+        self._asked.put(False)
+
+    def _main(self) -> None:
+        while self._asked.get():
+            try:
+                status = self._handle.look("status", timeout=SILENCE, run=self._run)
+            except Exception as error:  # whatever it is, the watch waits for an answer
+                self._answers.put((self._handle.name, in_words(error)))
+            else:
+                self._answers.put((self._handle.name, status))

@@ -32,7 +32,10 @@ class SaveDense(Sink):
         """Anything that has the same shape for every frame can be saved."""
         check_template(self.file)
         if spec.kind == "sparse":
-            raise BadParameter("from: save_dense cannot save sparse frames")
+            raise BadParameter(
+                "from: save_dense cannot save sparse frames, which have another number of rows"
+                " each; save what they were made of, or follow them by Session.stream"
+            )
         if spec.dtype.hasobject or spec.dtype.kind in "UmM":
             raise BadParameter(f"from: {spec.dtype} cannot be saved, only numbers can")
         self._spec = spec

@@ -149,7 +149,7 @@ def _tasks(tasks: dict[str, Any]) -> list[str]:
     for name, task in tasks.items():
         spec = FrameSpec.from_plain(task["product"])
         place = f"to_detector {spec.to_detector}" if spec.to_detector else ""
-        rows.append((name, task["do"], f"from {task['from']}", str(spec), place))
+        rows.append((name, task["do"], f"from {', '.join(task['from'])}", str(spec), place))
     widths = [max(len(row[column]) for row in rows) for column in range(4)] if rows else []
     return _row(
         "tasks",

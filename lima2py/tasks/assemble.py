@@ -100,9 +100,10 @@ class Assemble(Task):
         self._images = _modules(inputs)
         self._places = self._read()
         if len(self._places) != len(self._images):
+            many = len(self._images)
             raise BadParameter(
-                f"{self._field}: {len(self._places)} are given and {len(self._images)} modules come"
-                " in; each needs its own"
+                f"{self._field}: {len(self._places)} are given and {many}"
+                f" module{'s come' if many > 1 else ' comes'} in; each needs its own"
             )
         boxes = [place.box(image) for place, image in zip(self._places, self._images, strict=True)]
         width, height = self._size(boxes)

@@ -70,7 +70,7 @@ class _ByTable(ValidPixels, Stripwise):
         """The table, and which pixels have no valid value."""
         low, high = self._invalid
         table = [self._table[name] for name in ("start", "bins", "shares", "weights")]
-        return (np.int64(self._input.height), *table, low, high, np.bool_(low <= 0 <= high))
+        return (np.int64(self._input.height), *table, low, high)
 
     def buffers(self, count: int) -> tuple[Array, ...]:
         """The sums of every bin, and what is missing from it for want of valid pixels."""
@@ -98,7 +98,7 @@ class _ByTable(ValidPixels, Stripwise):
             np.where(empty, 0.0, totals[..., number]) for number in range(3)
         )
         signal = np.where(empty, 0.0, sums[..., 0])
-        with np.errstate(divide="ignore", invalid="ignore"):  # no pixel: NaN
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):  # no pixel: NaN
             intensity = signal / normalization
             made = {
                 "intensity": intensity,
@@ -122,7 +122,8 @@ class _Curve(_ByTable):
     """Where the column `sigma` comes from, the standard error of the intensity. `none`: there is no
     such column. `poisson`: the variance of a pixel is its value (1 at least). `azimuthal`: it is
     the squared distance of the pixel from the intensity of its bin, so that all that makes pixels
-    of a ring differ counts, also where their values are no photon counts."""
+    of a ring differ counts, also where their values are no photon counts; it is good to about 1e-8
+    of the intensity."""
 
     @property
     def _columns(self) -> int:
@@ -159,7 +160,10 @@ class AzimuthalIntegrate(Diffraction, _Curve):
     smallest to the largest radius of the whole detector, also where frames are cropped.
 
     Sums are made in float64. Pixels of 0 cost next to nothing. The results are those of pyFAI's
-    `integrate1d_ng` with the same splitting; only a bin without pixels has 0 there, and NaN here.
+    `integrate1d_ng` with the same splitting, with two exceptions: a bin without pixels has 0 there,
+    and NaN here; and with the error model `azimuthal` pyFAI adds up deviations from a mean that is
+    not complete yet, which makes its `sigma` a few percent another one in bins of few pixels that
+    are shared out.
 
     The first prepare with a geometry takes seconds for a large detector. What it computed is kept
     in the cache folder, about 24 bytes a pixel, and the next takes milliseconds.

@@ -109,9 +109,10 @@ class Combine(Task):
         one = len(inputs) == 1
         summands = spec.bands if one else len(inputs)
         if len(self.weights) != summands:
+            what = f"{'band' if one else 'input'}{'s come' if summands > 1 else ' comes'}"
             raise BadParameter(
-                f"weights: {len(self.weights)} are given and {summands}"
-                f" {'bands' if one else 'inputs'} come in; each needs its own"
+                f"weights: {len(self.weights)} are given and {summands} {what} in; each needs its"
+                " own"
             )
         if not one and any(item.bands != spec.bands for item in inputs):
             counts = ", ".join(str(item.bands) for item in inputs)

@@ -87,7 +87,14 @@ class CountRateCorrection(Pixelwise):
 
     def start(self, run: RunContext) -> None:
         """Take the exposure time of the run."""
-        self._operation = self._at(_exposure(run, self.expo_time, "dead_time"))
+        expo_time = _exposure(run, self.expo_time, "dead_time")
+        if self._input.dtype.kind in "iu" and self._max_rate * expo_time <= 1:
+            raise BadParameter(
+                f"dead_time: with one of {as_time(self.dead_time)} not even a single count in"
+                f" {as_time(expo_time)} can be corrected; write it with its unit, for instance"
+                " 120 ns"
+            )
+        self._operation = self._at(expo_time)
 
     def _at(self, expo_time: float) -> Operation:
         """What is done to a pixel that was exposed so long."""

@@ -176,9 +176,11 @@ class Diffraction(Model):
         )
         shares, bins, start = engine.lut
         if not len(bins):
+            radius = geometry.array_from_unit(shape, "center", unit)
             raise BadParameter(
-                "poni: no pixel of the detector falls into any bin; check radial_range,"
-                " azimuth_range and mask"
+                f"poni: no pixel of the detector falls into any bin: they lie from"
+                f" {radius.min():.4g} to {radius.max():.4g} {binning.unit}; check radial_range"
+                f"{_given(radial_range)}, azimuth_range{_given(azimuth_range)} and mask"
             )
         centres = engine.bin_centers if len(binning.bins) == 1 else engine.bin_centers0
         return laid_table(
@@ -359,6 +361,10 @@ def _entries(
     start = np.zeros(nb_pixels + 1, np.uint32)
     np.cumsum(np.bincount(pixels[begins], minlength=nb_pixels), out=start[1:])
     return {"start": start, "bins": firsts[begins].astype(np.uint32), "shares": laid}
+
+
+def _given(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f" (given: {list(interval)})"
 
 
 def _units() -> Any:

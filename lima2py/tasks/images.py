@@ -15,6 +15,7 @@ from typing import Any
 import h5py
 import hdf5plugin  # noqa: F401  (masks of Dectris detectors are compressed)
 import numpy as np
+from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from lima2py.errors import BadParameter
@@ -189,7 +190,7 @@ def _opened(file: str, field_name: str, dimensions: range) -> Iterator[Any]:
             with h5py.File(path, "r") as opened:
                 yield _dataset_in(opened, dataset, field_name, dimensions)
         elif path.endswith(".npy"):
-            yield np.load(path, mmap_mode="r", allow_pickle=False)
+            yield open_memmap(path, mode="r")  # np.load would guess what else it could be
         else:
             yield _by_fabio(path, field_name)
     except (OSError, ValueError, EOFError) as error:
@@ -205,10 +206,13 @@ def _dataset_in(
 ) -> h5py.Dataset:
     """The dataset of this name; without a name the only one of so many dimensions there is."""
     images: list[str] = []
+    others: list[str] = []
 
     def note(name: str, item: object) -> None:
         if isinstance(item, h5py.Dataset) and item.ndim in dimensions:
             images.append(f"/{name}")
+        elif isinstance(item, h5py.Dataset) and item.shape:
+            others.append(f"/{name} ({' × '.join(map(str, item.shape))})")
 
     if isinstance(found := dataset and opened.get(dataset), h5py.Dataset):
         if found.shape is None:
@@ -219,7 +223,8 @@ def _dataset_in(
         return opened[images[0]]
     problem = f"there is no dataset {dataset}" if dataset else "which dataset is meant?"
     advice = f"write {field_name}: {opened.filename}::DATASET with one of {', '.join(images)}"
-    raise ValueError(f"{problem}; {advice if images else 'it holds no image at all'}")
+    none = f"it holds no image, only {', '.join(others)}" if others else "it holds no image at all"
+    raise ValueError(f"{problem}; {advice if images else none}")
 
 
 def _by_fabio(path: str, field_name: str) -> Array:

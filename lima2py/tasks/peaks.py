@@ -52,34 +52,33 @@ class FindPeaks(Task):
 
     def start(self, run: RunContext) -> None:
         """Compile, so that the first frame does not wait."""
-        self._grouped(np.empty(0, np.uint32), np.empty(0))
+        nothing = np.empty(0, np.uint32), np.empty(0), np.zeros(1, np.int64)
+        self._grouped(*nothing, np.empty(0, np.bool_))
 
     def process(self, block: Block) -> Block:
         """The peaks of every frame."""
         rows = block.rows
-        counts = np.zeros(block.count, np.int64)
-        found = [self._grouped(np.empty(0, np.uint32), np.empty(0))]
-        index, held = rows.columns["index"], rows.columns["value"].astype(np.float64)
+        held = rows.columns["value"].astype(np.float64)
         if "background" in rows.columns:
             held -= rows.columns["background"]
-        for frame in np.flatnonzero(block.present):
-            own = slice(rows.offsets[frame], rows.offsets[frame + 1])
-            peaks = self._grouped(index[own].astype(np.uint32), held[own])
-            counts[frame] = len(peaks[0])
-            found.append(peaks)
-        columns = {
-            name: np.concatenate(parts)
-            for name, parts in zip(PEAKS.names or (), zip(*found, strict=True), strict=True)
-        }
+        index = rows.columns["index"].astype(np.uint32)
+        columns, counts = self._grouped(index, held, rows.offsets, block.present)
         m, x, y = self._image.to_detector or Affine(), columns["x"], columns["y"]
         columns["x"], columns["y"] = m.a * x + m.b * y + m.c, m.d * x + m.e * y + m.f
         return block.carry(self._spec, Ragged.of(counts, columns))
 
-    def _grouped(self, index: Array, held: Array) -> list[Array]:
-        from lima2py.kernels.radial import group
+    def _grouped(
+        self, index: Array, held: Array, offsets: Array, present: Array
+    ) -> tuple[dict[str, Array], Array]:
+        """The peaks, and how many each frame has."""
+        from lima2py.kernels.radial import groups
 
-        columns = [np.empty(len(index), PEAKS[name]) for name in PEAKS.names or ()]
-        groups = group(index, held, self._image.width, self.min_pixels, *columns)
-        if groups < 0:
+        columns = {name: np.empty(len(index), PEAKS[name]) for name in PEAKS.names or ()}
+        counts = np.zeros(len(present), np.int64)
+        number = groups(
+            index, held, offsets, present, self._image.width, self.min_pixels, *columns.values(),
+            counts,
+        )  # fmt: skip
+        if number < 0:
             raise ValueError("the pixels of a sparse frame are not in ascending order")
-        return [column[:groups] for column in columns]
+        return {name: column[:number] for name, column in columns.items()}, counts

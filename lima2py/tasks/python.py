@@ -55,8 +55,9 @@ class Python(Task):
 
     To know this before anything starts, it is tried in `prepare` on a frame of zeros, unless
     `shape` and `dtype`, or `columns`, are declared. A class is called with the parameters of `with`
-    once for every run on every node; the object it gives is called with each frame, in ascending
-    order, and in the end its method `finish()`, if there is one.
+    once for every run on every node that processes; the object it gives is called with each frame,
+    in ascending order, and in the end its method `finish()`, if there is one. Every trial has an
+    object of its own, which is finished too, on the acquisition node as well.
 
     A frame on which it raises, or gives something else than before, becomes `task_failed`, with
     what was raised and the line in your file. NaN is a number like any other.
@@ -216,10 +217,11 @@ class Python(Task):
             signature.bind(*positional, **keywords)
         except TypeError as error:
             arrays = f"{len(self._specs)} arrays" if len(self._specs) > 1 else "an array"
-            given = f"{arrays} and " if "frame" in positional else ""
+            given = [arrays] if "frame" in positional else []
+            given += [json.dumps(keywords)] if keywords else []
             raise BadParameter(
                 f"{field_name}: {self.call}{signature} cannot be called with"
-                f" {given}{json.dumps(keywords)}: {error}"
+                f" {' and '.join(given) or 'nothing'}: {error}"
             ) from None
 
     def _declared(self) -> _Promise:
@@ -247,10 +249,14 @@ class Python(Task):
                 if not isinstance(tried, partial) and hasattr(tried, "finish"):
                     self._call(tried.finish)
         except LimaError as error:
+            raised = error.__cause__ is not None  # which it may not do with real frames
+            way_out = (
+                "; if it is right for real frames, declare what it gives by shape and dtype, or by"
+                " columns"
+            )
             raise BadParameter(
                 f"call: {self.call} was tried on {'a frame' if not lead else 'two frames'} of"
-                f" zeros, to see what it gives: {error}; if it is right for real frames, declare"
-                " what it gives by shape and dtype, or by columns"
+                f" zeros, to see what it gives: {error}{way_out if raised else ''}"
             ) from error
         return None if given is None else _Promise(given.shape[len(lead) :], _native(given))
 

@@ -94,6 +94,7 @@ class RadialSigmaClip(Diffraction, ValidPixels, Task):
     def _clip(self, image: Array, rings: Mapping[str, Array]) -> tuple[Array, Array, Array]:
         from lima2py.kernels.radial import sigma_clip
 
+        image.flags.writeable = False  # one function is compiled, wherever pixels come from
         bins = len(rings["first"]) - 1
         made = np.empty(bins), np.empty(bins), np.empty(bins, np.uint32)
         sigma_clip(
@@ -180,6 +181,7 @@ class SparsifyRadial(Diffraction, ValidPixels, Task):
     def _find(self, pixels: Array, kept: Mapping[str, Array], levels: list[Array]) -> int:
         from lima2py.kernels.radial import intense
 
+        pixels.flags.writeable = False  # one function is compiled, wherever pixels come from
         return int(
             intense(
                 pixels, kept["radius"], kept["weights"], *levels, self.cutoff, self.noise,

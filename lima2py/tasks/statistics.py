@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 import numpy as np
@@ -159,8 +160,8 @@ class CentreOfMass(_WholeFrame):
 
 
 def _upwards(limits: tuple[float, float]) -> tuple[float, float]:
-    if not limits[0] < limits[1]:
-        raise ValueError("should be [low, high] with low < high")
+    if not 0 < limits[1] - limits[0] < math.inf:
+        raise ValueError("should be [low, high] with low < high and high - low finite")
     return limits
 
 

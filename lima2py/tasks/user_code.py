@@ -65,7 +65,11 @@ def _module_in(file: str) -> ModuleType:
     """A module read from its file, however often it was read before."""
     try:
         code = compile(Path(file).read_bytes(), file, "exec")
-    except (OSError, SyntaxError, ValueError) as error:
+    except OSError as error:
+        raise BadParameter(
+            f"file: {file} cannot be read: {error.strerror}; it should be a Python file"
+        ) from error
+    except (SyntaxError, ValueError) as error:
         raise BadParameter(f"file: {file} cannot be read as Python: {in_words(error)}") from error
     module = sys.modules[file] = ModuleType(file)  # dataclasses, for one, look up where they are
     module.__file__ = file

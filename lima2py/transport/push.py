@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -128,7 +128,7 @@ class Push:
         self._heard = dict.fromkeys(self._receivers, time.monotonic())
         self._watched = time.monotonic()
         self._settled: list[Settled] = []
-        self._losses: deque[tuple[int, str]] = deque()
+        self._losses: deque[Mapping[int, str]] = deque()
         self._aborted = False
         self._ended = False
         self.closed: dict[int, wire.Closed] = {}
@@ -152,6 +152,11 @@ class Push:
         """How many blocks each living node has, by rank."""
         return {rank: self._load[rank] for rank in self._living}
 
+    @property
+    def still_open(self) -> list[int]:
+        """The first frames of the blocks that are not settled. From any thread."""
+        return list(self._in_flight)
+
     def process(self, block: Block, slot: int) -> None:
         """Send a block to its owner, as soon as that has credit."""
         item = _InFlight(block, slot, -1, self._epoch)
@@ -165,9 +170,9 @@ class Push:
         settled, self._settled = self._settled, []
         return settled
 
-    def lose(self, rank: int, reason: str) -> None:
-        """Say that a node is dead. From any thread."""
-        self._losses.append((rank, reason))
+    def lose(self, reasons: Mapping[int, str]) -> None:
+        """Say which nodes are dead, by rank, and why. From any thread."""
+        self._losses.append(reasons)
 
     def abort(self) -> None:
         """Discard what is in flight. From any thread."""
@@ -265,7 +270,7 @@ class Push:
 
     def _receive(self, patience_ms: int) -> None:
         while self._losses:
-            self._drop_node(*self._losses.popleft())
+            self._drop_nodes(self._losses.popleft())
         self._watch()
         socket = self._books.socket
         if patience_ms:
@@ -294,7 +299,7 @@ class Push:
         if isinstance(message, wire.Closed):
             self.closed[message.node] = message
             self.errors += message.errors
-            self._losses.append((message.node, "it was told to leave"))
+            self._losses.append({message.node: "it was told to leave"})
             return
         for done in message.blocks:
             item = self._in_flight.get(done.index)
@@ -333,27 +338,37 @@ class Push:
         self._watched = now
         for rank in self._living:
             if self._load[rank] and now - self._heard[rank] > STALL:
-                self._losses.append((rank, f"it has done nothing for {STALL:g} s"))
+                self._losses.append({rank: f"it has done nothing for {STALL:g} s"})
 
-    def _drop_node(self, rank: int, reason: str) -> None:
-        orphans = [item for item in self._in_flight.values() if item.owner == rank]
-        left_in_order = self._ended and rank in self.closed and not orphans
-        if rank not in self._living or left_in_order:
+    def _drop_nodes(self, reasons: Mapping[int, str]) -> None:
+        """Nodes found dead at the same look: none of them gets what another one had."""
+        gone = {rank: why for rank, why in reasons.items() if self._is_a_loss(rank)}
+        if not gone:
             return
-        self._living.remove(rank)
+        self._living = [rank for rank in self._living if rank not in gone]
         self._epoch += 1
-        self._sockets[rank].close(linger=0)
-        text = f"node {self._receivers[rank].name} was lost: {reason}"
-        self.errors.append(f"{text}; {len(orphans)} blocks it had were given to others"
-                           if self._living else text)  # fmt: skip
-        for item in orphans:
+        orphans = [(item, item.owner) for item in self._in_flight.values() if item.owner in gone]
+        texts = {}
+        for rank, reason in gone.items():
+            self._sockets[rank].close(linger=0)
+            texts[rank] = f"node {self._receivers[rank].name} was lost: {reason}"
+            many = sum(owner == rank for _, owner in orphans)
+            self.errors.append(f"{texts[rank]}; {many} blocks it had were given to others"
+                               if self._living else texts[rank])  # fmt: skip
+        for item, _ in orphans:
             self._let_go(item)
-        for item in orphans:
+        for item, rank in orphans:
             item.deaths += rank not in self.closed  # one that left in order did not die of it
             if item.deaths >= _DEATHS and self._living:
-                self._give_up(item.block.index, Absence(Fate.POISON, "ledger", text))
+                self._give_up(item.block.index, Absence(Fate.POISON, "ledger", texts[rank]))
             else:
                 self._place(item, wait=False)
+
+    def _is_a_loss(self, rank: int) -> bool:
+        """Whether a node that is gone is missed: not one that was told the end and had nothing."""
+        if self._ended and rank in self.closed:
+            return any(item.owner == rank for item in self._in_flight.values())
+        return rank in self._living
 
     def _say(self, message: wire.Message) -> None:
         for rank in self._living:

@@ -110,10 +110,10 @@ BAD_GRAPHS: dict[str, tuple[str | bytes, str]] = {
     ),
     "size for a time": (task("{do: tap, from: detector, every: 3 MiB}"), 'every: .*"3 MiB"'),
     "no for a number": (
-        task("{do: tap, from: detector, history: no}"), 'history: .*integer; given: "no"'
+        task("{do: tap, from: detector, history: no}"), 'history: .*whole number; given: "no"'
     ),
     "010 for a number": (
-        task("{do: tap, from: detector, history: 010}"), 'history: .*integer; given: "010"'
+        task("{do: tap, from: detector, history: 010}"), 'history: .*whole number; given: "010"'
     ),
     "12:30 for a time": (task("{do: tap, from: detector, every: 12:30}"), 'every: .*"12:30"'),
     "yes among numbers": (
@@ -201,7 +201,7 @@ def test_every_problem_of_a_graph_is_told_at_once(refused: Callable[..., str]) -
 BAD_OPTIONS: list[tuple[str, str]] = [
     ("--nb-frames -1", "nb_frames: should be greater than or equal to 0; given: -1"),
     ("--nb-frames 9999999999999999999999", "nb_frames: should be less than .*given: 9999"),
-    ("--nb-frames ten", 'nb_frames: .*integer; given: "ten"'),
+    ("--nb-frames ten", 'nb_frames: .*whole number; given: "ten"'),
     ("--nb-frames no", 'nb_frames: .*given: "no"'),
     ("--nb-frames 010", 'nb_frames: .*given: "010"'),
     ("--nb-frames 1.5", r"nb_frames: .*given: 1\.5"),
@@ -445,6 +445,28 @@ def test_check_warns_when_the_asked_rate_cannot_be_held(lima2py: Command) -> Non
     assert "warning" not in lima2py("check", "counters", "--expo-time", "10").out
 
 
+@pytest.mark.parametrize(
+    ("nb_frames", "lost"), [("4", "there will be none"), ("13", "3 are left over"), ("20", "")]
+)
+def test_frames_that_belong_to_no_product_are_told_beforehand(
+    lima2py: Command, nb_frames: str, lost: str
+) -> None:
+    Path("mean.yaml").write_text(
+        "tasks:\n"
+        "  mean: {do: accumulate, from: detector, frames: 10, how: mean}\n"
+        "  beam: {do: centre_of_mass, from: mean}\n"
+        "  live: {do: tap, from: beam}\n"
+    )
+    asked = ("mean.yaml", "--nb-frames", nb_frames, "--expo-time", "1 us")
+    warning = f"warning: each product of mean takes 10 frames, and {nb_frames} are asked for: "
+    checked, ran = lima2py("check", *asked), lima2py("run", *asked, "--processing-nodes", "0")
+    assert [line for line in checked.out.splitlines() if "each product" in line] == (
+        [f"{warning}{lost}"] if lost else []
+    )
+    assert (f"lima2py: {warning}{lost}\n" in ran.err) == bool(lost)
+    assert ran.status == 0
+
+
 def test_check_says_when_nothing_will_be_written(lima2py: Command) -> None:
     assert "the graph has no sink: nothing will be written" in lima2py("check", "view_only").out
 
@@ -466,7 +488,9 @@ def test_everything_that_is_listed_has_a_line_about_it(
 
 def test_info_and_show_say_what_is_in_a_file(lima2py: Command) -> None:
     lima2py("run", "save_raw", *QUICK, "--nb-frames", 4, "--set", "detector.drop=[2]")
-    assert "detector_gap  1: 2 " in lima2py("info", "run_master.h5").out
+    described = lima2py("info", "run_master.h5").out
+    assert "detector_gap  1: 2 " in described
+    assert re.search(r"raw +save_dense +from detector ", described)
     plain = json.loads(lima2py("info", "--json", "run_master.h5").out)
     assert plain["fates"] == {"saved": 3, "detector_gap": 1}
     assert plain["sink"] == "raw"

@@ -113,6 +113,11 @@ def test_an_unknown_detector_is_refused_with_the_known_ones(name: str) -> None:
         open_detector(name, {}, HERE)
 
 
+def test_what_a_detector_known_by_name_still_needs_is_said_by_this_name() -> None:
+    with pytest.raises(BadParameter, match=r"^detector replay, files: is required"):
+        open_detector("replay", {}, HERE)
+
+
 @pytest.mark.parametrize("path", ["there/is/none", "none.yaml", "none.yml"])
 def test_a_file_that_is_not_there_is_refused(path: str, tmp_path: Path) -> None:
     with pytest.raises(BadParameter, match=f"{path}: there is no such detector file"):

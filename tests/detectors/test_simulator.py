@@ -103,7 +103,7 @@ def simulator(**parameters: object) -> Simulator:
         ({"shape": [0, 10]}, "shape.0: should be greater than or equal to 1"),
         ({"pulse_period": "12 parsec"}, "pulse_period: is not a time"),
         ({"fail_at": -1}, "fail_at: should be greater"),
-        ({"photons": True}, "photons: should be a valid number"),
+        ({"photons": True}, "photons: should be a number"),
     ],
 )
 def test_wrong_parameters_are_refused_by_name(wrong: dict[str, object], says: str) -> None:

@@ -178,6 +178,7 @@ def test_all_problems_are_told_at_once() -> None:
             "c": {"do": "tap", "from": "detector", "every": "3 parsec", "bye": 1},
             "d": [1],
             "e": {"do": "scale"},
+            "e2": {"do": "scale", "from": []},
             "f": {"do": "scale", "from": "detectro"},
             "g": {"do": "scale", "from": 3},
             "h": {"do": 3, "from": "detector"},
@@ -194,12 +195,13 @@ def test_all_problems_are_told_at_once() -> None:
         'x.yaml, task "d": should be a mapping,'
         " like `view: {do: bin, from: detector, by: [2, 2]}`; given: [1]",
         'x.yaml, task "e", from: is required: the name of a task, or detector',
+        'x.yaml, task "e2", from: is required: the name of a task, or detector',
         'x.yaml, task "f", from: there is no task "detectro" (did you mean "detector"?)',
         'x.yaml, task "g", from: should be the name of a task; given: 3',
         'x.yaml, task "h", do: should be one of scale, tap, read, add, subtract, keep; given: 3',
         'x.yaml, task "detector": this name means the frames as they arrive; choose another one',
         'x.yaml, task "2nd": a name is a letter, then at most 63 letters, digits, _ or -',
-        'x.yaml, task "2nd", by: should be a valid number; given: "no"',
+        'x.yaml, task "2nd", by: should be a number; given: "no"',
     ]
 
 
@@ -227,7 +229,7 @@ def test_a_document_that_is_no_graph_is_refused(text: str, problem: str) -> None
 def test_what_only_resembles_a_number_is_refused_as_text(value: str) -> None:
     with pytest.raises(BadGraph) as caught:
         parse_graph(f"tasks: {{a: {{do: scale, from: detector, by: {value}}}}}", "x.yaml")
-    words = f'x.yaml, task "a", by: should be a valid number; given: "{value}"'
+    words = f'x.yaml, task "a", by: should be a number; given: "{value}"'
     assert str(caught.value) == words
 
 
@@ -435,6 +437,12 @@ def test_an_unknown_graph_is_refused_with_the_known_ones(
     with pytest.raises(BadGraph) as caught:
         load_graph("frist_light")
     assert 'there is no graph "frist_light" (did you mean "first_light"?)' in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["tasks: {a: {do: scale, from: detector}}", "tasks:\n  a:\n"])
+def test_a_text_is_no_name_of_a_graph(text: str) -> None:
+    with pytest.raises(BadGraph, match=r"give it as parse_graph\(text\)"):
+        load_graph(text)
     with pytest.raises(BadGraph) as caught:
         load_graph("nonsense")
     assert f"(known: {', '.join(known_graphs())}); or give the path" in str(caught.value)

@@ -71,8 +71,8 @@ def settled(plan: Plan, given: Sequence[Block], nb_frames: int) -> Ledger:
 
 @given(
     st.integers(1, 5),
-    st.lists(st.integers(1, 4), min_size=1, max_size=8),
-    st.sets(st.integers(0, 31), max_size=3),
+    st.lists(st.integers(1, 12), min_size=1, max_size=8),
+    st.sets(st.integers(0, 95), max_size=3),
 )
 def test_the_ledger_has_a_line_for_every_product_and_every_frame(
     n: int, sizes: list[int], missing: set[int]
@@ -108,6 +108,16 @@ def test_a_frame_counts_as_done_only_when_its_group_is_complete() -> None:
         told.append([done.index for done in flow.collect(idle=True)])
     flow.finish()
     assert told == [[], [], [0, 2, 4], [], [6, 9], [], [12, 14]]
+
+
+def test_a_block_of_several_groups_waits_for_the_one_it_has_a_part_of() -> None:
+    flow = Flow(plan_of(accumulating(4)), RunContext("0" * 32, "g", nb_frames=26), 100)
+    told = []
+    for block in blocks([6, 1, 5, 8, 5, 1]):
+        flow.process(block)
+        told.append([done.index for done in flow.collect(idle=True)])
+    flow.finish()
+    assert told == [[], [], [0, 6, 7], [12], [], [20, 25]]
 
 
 def test_blocks_of_other_groups_do_not_wait_for_one_that_is_not_complete() -> None:

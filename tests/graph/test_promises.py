@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
+import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -58,6 +59,13 @@ class RaisesOn3(Statistics):
         if block.index <= 3 < block.end:
             raise ValueError("three")
         return super().conclude(block, buffers)
+
+
+class Exits(Statistics):
+    """As a program does that finds its options wrong."""
+
+    def conclude(self, block: Block, buffers: tuple[Array, ...]) -> Block:
+        sys.exit("bye")
 
 
 def plan_of(task: Task) -> Plan:
@@ -137,6 +145,15 @@ def test_a_task_that_fails_in_a_pass_costs_the_frame_at_fault_only() -> None:
     (done,) = flow.finish()
     assert done.absences == [(0, (1, 1, Fate.TASK_FAILED, "test", "ValueError: three"))]
     assert flow.errors == ['task "test" failed: ValueError: three, on frame 3']
+
+
+@pytest.mark.parametrize("where", ["alone", "in a pass"])
+def test_no_task_ends_a_node(where: str) -> None:
+    task = Does.what(lambda given: sys.exit("bye")) if where == "alone" else Exits()
+    flow = Flow(plan_of(task), CONTEXT, 4)
+    flow.process(block(0, 4))
+    flow.finish()
+    assert flow.errors == ['task "test" failed: SystemExit: bye, on 4 frames, the first of them 0']
 
 
 def test_the_end_is_asked_for_once_by_each_task() -> None:

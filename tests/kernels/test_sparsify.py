@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 import pytest
+from numba import njit, typeof
 
-from lima2py.kernels.sparsify import COMPRESSES, SPARE, append_by_bits, append_compressed
+from lima2py.kernels.sparsify import (
+    COMPRESSES,
+    SPARE,
+    append_by_bits,
+    append_compressed,
+    sparsify,
+)
 
 
 @pytest.mark.parametrize(
@@ -34,3 +42,17 @@ def test_the_pixels_whose_bit_is_set_are_written(append: Any, dtype: str) -> Non
         np.testing.assert_array_equal(indices[begin:][:many], 1000 + np.flatnonzero(above))
         np.testing.assert_array_equal(values[begin:][:many], pixels[first:][:64][above])
         assert not indices[:begin].any()
+
+
+def test_no_function_is_called_for_64_pixels() -> None:
+    """Its arrays would be counted each time, which takes longer than to write some pixels down."""
+    whole = np.zeros(1, "i8")
+    arguments = (
+        np.zeros((1, 8), "u2"), 0, 0, np.uint16(0), 1, whole.reshape(1, 1), whole,
+        np.zeros(80, "u4"), np.zeros(80, "u2"),
+    )  # fmt: skip
+    signature = tuple(map(typeof, arguments))
+    compiled = njit(signature, nogil=True, error_model="numpy")(sparsify.py_func)
+    text = compiled.inspect_llvm(signature)
+    assert "define " in text
+    assert not re.findall(r"call \w+ @_ZN7lima2py7kernels8sparsify\d+append", text)

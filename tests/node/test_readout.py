@@ -46,7 +46,7 @@ class Scripted(Detector):
 
 
 def read(
-    detector: Scripted, nb_frames: int, share: Share, slots: int = 8
+    detector: Scripted, nb_frames: int, share: Share, group: int = 1, slots: int = 8
 ) -> tuple[list[int], Readout]:
     """The indices that came, every slot given back a little later."""
     acquisition = Acquisition(nb_frames=nb_frames, expo_time=1e-6)
@@ -54,7 +54,7 @@ def read(
     ring = Ring(spec, RingShape(4, slots, 4096), Heap())
     detector.prepare(acquisition, share)
     detector.start()
-    source = Readout(detector, acquisition, spec, ring, share)
+    source = Readout(detector, acquisition, spec, ring, share, group)
     seen: list[int] = []
     held: list[int] = []
     try:
@@ -69,6 +69,8 @@ def read(
                 assert (frame.data == frame.index % 256).all()
             assert block.columns["tag"].tolist() == list(range(block.index, block.end))
             assert block.index // share.group == (block.end - 1) // share.group
+            if within := block.index % group:
+                assert block.count <= group - within
             seen += range(block.index, block.end)
             held.append(source.slot)
         assert ring.used == len(held)
@@ -87,6 +89,15 @@ def test_every_frame_of_our_share_comes_once_in_order(
     seen, source = read(Scripted(script=tuple(counts)), nb_frames, Share(rank, size, group))
     assert seen == [index for index in range(nb_frames) if index // group % size == rank]
     assert source.ended is None
+
+
+@given(st.integers(1, 60), st.integers(2, 5), st.lists(st.integers(0, 9)))
+def test_a_block_that_begins_within_a_group_ends_with_it(
+    nb_frames: int, group: int, counts: list[int]
+) -> None:
+    share = Share(group=3 * group)
+    seen, _ = read(Scripted(script=tuple(counts)), nb_frames, share, group)
+    assert seen == list(range(nb_frames))
 
 
 def test_a_detector_that_has_no_more_says_so() -> None:

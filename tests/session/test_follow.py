@@ -22,6 +22,7 @@ tasks:
   beam: {do: roi_counters, from: detector, rois: {all: [0, 0, 64, 48], spot: [10, 12, 8, 6]}}
   four: {do: accumulate, from: detector, frames: 4}
   slow: {do: roi_counters, from: four, rois: {all: [0, 0, 64, 48]}}
+  bright: {do: sparsify, from: detector, above: 65000}
   live: {do: tap, from: detector, every: 50}
 """
 SHAPE = (48, 64)
@@ -112,6 +113,18 @@ def test_a_lost_node_ends_no_stream(graph: Path) -> None:
     # What the lost node had saved, and nobody had read yet, is not made again.
     assert set(absent.values()) <= {Fate.NO_RECORD}
     assert len(absent) < 1000
+
+
+def test_how_many_rows_sparse_frames_have_can_be_followed(session: Session, graph: Path) -> None:
+    begin(session, graph, nb_frames=20)
+    counts = [frame.data for frame in session.stream("bright", "count", timeout=30)]
+    assert session.wait(30).ok
+    frames = verifiable_frames(0, 20, SHAPE, "uint16")
+    above = [None if index == 5 else int((frames[index] > 65000).sum()) for index in range(20)]
+    assert counts == above
+    assert sum(filter(None, above)) > 20
+    with pytest.raises(BadParameter, match=r'no channel "sum" \(known: count, index, value\)'):
+        next(session.stream("bright", "sum"))
 
 
 def test_what_cannot_be_followed_is_said(session: Session, graph: Path) -> None:

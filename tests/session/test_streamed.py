@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
+import pytest
 
+from lima2py.errors import NodeError
 from lima2py.frame import Block, FrameSpec
 from lima2py.session.follow import streamed
 from lima2py.session.launch import Handle
@@ -19,30 +22,43 @@ SPEC = FrameSpec("vector", (1,), np.dtype("f8"))
 class Says(Handle):
     """A node that says what it is told to, one answer a look: serials with the index."""
 
-    def __init__(self, name: str, answers: Sequence[Sequence[tuple[int, int]]], ends: bool = True):
+    def __init__(
+        self,
+        name: str,
+        answers: Sequence[Sequence[tuple[int, int]]],
+        ends: bool = True,
+        dies: bool = False,
+        behind: bool = False,
+    ):
         self.name = name
         self.rank = 0
         self._answers = list(answers)
         self._ends = ends
+        self._dies = dies
+        self._behind = behind  # it has all of them from the beginning, and gives them bit by bit
+        self._newest = max((serial for given in answers for serial, _ in given), default=-1)
 
     def call(self, command: str, *, timeout: float = 30.0, **parameters: Any) -> Any:
         raise NotImplementedError
 
     def look(self, command: str, *, timeout: float = 5.0, **parameters: Any) -> Any:
+        if self._dies and not self._answers:
+            raise NodeError("node was killed")
         given = self._answers.pop(0) if self._answers else []
         blocks = [
             (serial, pack_product(Block(SPEC, index, 1, np.full((1, 1), float(index)))))
             for serial, index in given
         ]
         ended = self._ends and not self._answers
-        return {"spec": SPEC.plain(), "ended": ended, "blocks": blocks}
+        newest = given[-1][0] if given and not self._behind else self._newest
+        return {"spec": SPEC.plain(), "newest": newest, "ended": ended, "blocks": blocks}
 
     def close(self) -> None:
         return
 
 
 def follow(*nodes: Says, frames: int) -> list[tuple[int, bool]]:
-    blocks = streamed(nodes, "run", "task", 5.0, lambda: ((), frames))
+    blocks = streamed(nodes, "run", "task", 5.0, lambda: 0, lambda: ((), frames))
     return [(frame.index, frame.data is not None) for block in blocks for frame in block.frames()]
 
 
@@ -60,16 +76,46 @@ def test_what_gave_way_before_it_was_read_is_absent_as_soon_as_that_is_sure() ->
         Says("a", [[(0, 0), (1, 2)], [(4, 8)]], ends=False),
         Says("b", [[(1, 3)], [(3, 7), (4, 9)]], ends=False),
     )
-    blocks = streamed(nodes, "run", "task", 5.0, lambda: ((), 0))
-    got: dict[int, bool] = {}
-    while 9 not in got:
-        got.update({frame.index: frame.data is not None for frame in next(blocks).frames()})
-    assert [index for index, there in got.items() if there] == [0, 2, 3, 7, 8, 9]
-    assert list(got) == list(range(10))
+    done = iter([0, 4, 10])
+    got = first_ten(streamed(nodes, "run", "task", 5.0, lambda: next(done, 10), lambda: ((), 0)))
+    assert [index for index, there in got if there] == [0, 2, 3, 7, 8, 9]
+
+
+def test_what_only_a_lost_node_had_is_absent_while_the_run_goes_on() -> None:
+    nodes = (
+        Says("a", [[(0, 0), (1, 1)]], dies=True),
+        Says("b", [[(0, 4), (1, 5)], [(2, 3), (3, 6)], [(4, 7), (5, 8), (6, 9)]], ends=False),
+    )
+    done = iter([0, 2, 2])  # frame 3 was made again by the other node, frame 2 was done
+    got = first_ten(streamed(nodes, "run", "task", 5.0, lambda: next(done, 10), lambda: ((), 0)))
+    assert [index for index, there in got if not there] == [2]
+
+
+def test_a_reader_who_lags_behind_is_not_told_too_early_that_something_is_missing() -> None:
+    """Frames a lost node had come out of order from the others, maybe after many newer ones."""
+    late = Says("a", [[(0, 8)], [(1, 9)], [(2, 5)], [(3, 7)]], behind=True)
+    other = Says("b", [[(0, 0), (1, 1), (2, 2), (3, 3), (4, 4)]], ends=False)
+    got = first_ten(streamed([late, other], "run", "task", 5.0, lambda: 10, lambda: ((), 0)))
+    assert [index for index, there in got if not there] == [6]
+
+
+def test_a_reader_who_comes_when_all_nodes_are_lost_is_told_so() -> None:
+    with pytest.raises(NodeError, match='task "task": all nodes that had its products are lost'):
+        follow(Says("a", [], dies=True), Says("b", [], dies=True), frames=15)
+
+
+def first_ten(blocks: Iterator[Block]) -> list[tuple[int, bool]]:
+    """The first ten frames, which are in order, and whether each is there."""
+    frames = (frame for block in blocks for frame in block.frames())
+    got = [(frame.index, frame.data is not None) for frame in islice(frames, 10)]
+    assert [index for index, _ in got] == list(range(10))
+    return got
 
 
 def test_a_slow_reader_has_not_waited_for_the_next_frame() -> None:
-    blocks = streamed([Says("a", [[(0, 0)], [(1, 1)]])], "run", "task", 0.05, lambda: ((), 2))
+    blocks = streamed(
+        [Says("a", [[(0, 0)], [(1, 1)]])], "run", "task", 0.05, lambda: 0, lambda: ((), 2)
+    )
     found = []
     for block in blocks:
         found.append(block.index)

@@ -34,7 +34,7 @@ def context_of(prefix: Path, spec: FrameSpec, **changes: object) -> RunContext:
     """What a node is told about a run with one sink, `raw`."""
     pipeline = {
         "graph": "g",
-        "tasks": {"raw": {"do": "save_dense", "from": "detector", "product": spec.plain()}},
+        "tasks": {"raw": {"do": "save_dense", "from": ["detector"], "product": spec.plain()}},
     }
     context = RunContext(
         run="0123456789abcdef" * 2,

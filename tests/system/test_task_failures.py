@@ -197,6 +197,29 @@ def test_a_frozen_node_spoils_no_accumulation(tmp_path: Path) -> None:
         assert_all_is_there(session, session.wait(60))
 
 
+def test_a_group_that_comes_frame_by_frame_waits_for_its_last(tmp_path: Path) -> None:
+    """A group may be far more blocks than if the detector had filled them."""
+    graph = write_graph(
+        tmp_path,
+        {
+            "all": {"do": "accumulate", "from": "detector", "frames": 150},
+            "sums": {"do": "save_dense", "from": "all"},
+        },
+    )
+    with Session.open(
+        "simulator", processing_nodes=2, detector={**DETECTOR, "drop": []}
+    ) as session:
+        session.prepare(graph=graph, output=tmp_path, nb_frames=300, expo_time=2e-3)
+        session.start()
+        while session.progress().acquired < 80:
+            time.sleep(0.002)
+        take_away(session, 0, 0, signal.SIGKILL)
+        report = session.wait(60)
+    assert report.ok, report
+    sums = verifiable_frames(0, 300, SHAPE).reshape(2, 150, *SHAPE).sum(axis=1, dtype="u4")
+    assert_saved(report.masters["sums"], sums, ())
+
+
 def take_away(session: Session, victim: int, when: int, how: signal.Signals) -> None:
     """Send a node a signal once so many frames are done."""
     while session.progress().settled < when:

@@ -205,6 +205,24 @@ def test_the_spread_of_the_pixels_of_a_bin_is_weighted_by_their_shares(
             np.testing.assert_allclose(row["sigma"], spread, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("split", ["no", "full"])
+@pytest.mark.parametrize("error_model", ["poisson", "azimuthal"])
+def test_a_pixel_whose_square_is_infinite_spoils_no_bin_but_its_own(
+    tmp_path: Path, error_model: Any, split: Any
+) -> None:
+    poni = write_poni(tmp_path, SHAPE, (12, 8))
+    frames = np.random.default_rng(2).poisson(5, (2, 1, *SHAPE)).astype("f8")
+    frames[1] = frames[0]
+    frames[1, 0, 12, 20] = 1e200
+    task = AzimuthalIntegrate(poni=poni, bins=40, error_model=error_model, split=split)
+    usual, strange = processed(task, frames)
+    own = strange["intensity"] > 1e190
+    assert own.any()
+    assert own.sum() < 10
+    for name in usual.dtype.names or ():
+        np.testing.assert_array_equal(strange[name][~own], usual[name][~own])
+
+
 @pytest.mark.parametrize("dummy", [0.0, 3.0])
 def test_pixels_near_the_dummy_are_left_out_also_if_it_is_zero(
     tmp_path: Path, dummy: float
@@ -451,7 +469,10 @@ class TestWhatIsKept:
     ("change", "told"),
     [
         ({"poni": "nowhere.poni"}, "poni: nowhere.poni cannot be read: No such file"),
-        ({"radial_range": (900, 901)}, "poni: no pixel of the detector falls into any bin"),
+        (
+            {"radial_range": (900, 901)},
+            r"any bin: they lie from .* q_nm\^-1; check radial_range \(given: \[900.0, 901.0\]\)",
+        ),
         ({"radial_range": (3, 3)}, "radial_range: should be .from, to."),
         ({"azimuth_range": (100, 200)}, "azimuth_range: should be .from, to. in degrees"),
         ({"polarization": 2}, "polarization: should be less than or equal to 1"),

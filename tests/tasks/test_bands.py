@@ -198,6 +198,11 @@ def test_nothing_is_compiled_after_start() -> None:
         (StackBands(), [SPEC, FrameSpec.dense(16, 12, "u2")], "from: input 1 is .*input 0 is"),
         (StackBands(), [SPEC, FrameSpec("vector", (3,), np.dtype("f8"))], "from: .* a vector"),
         (Combine(weights=(1, -1)), [SPEC], "weights: 2 are given and 3 bands come in"),
+        (
+            Combine(weights=(1, -1)),
+            [FrameSpec.dense(2, 2, "u2")],
+            "weights: 2 are given and 1 band comes in",
+        ),
         (Combine(weights=(1, -1)), [SPEC] * 3, "weights: 2 are given and 3 inputs come in"),
         (
             Combine(weights=(1, -1)),

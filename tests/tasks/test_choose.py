@@ -333,7 +333,7 @@ def test_a_condition_that_cannot_be_judged_is_refused(
         (Every, {"n": 0}, "x, n: should be greater than or equal to 1"),
         (Every, {}, "x, n: is required"),
         (FrameRange, {"start": -1}, "x, start: should be"),
-        (Reject, {"below": "10"}, "x, below: should be a valid number"),
+        (Reject, {"below": "10"}, "x, below: should be a number"),
         (Reject, {"when": [{"blow": 1}]}, r"x, when.0.blow: there is no such field.*\"below\""),
         (Reject, {"prescale": 0}, "x, prescale: should be"),
         (Reject, {"match": "some"}, "x, match: should be 'any' or 'all'"),

@@ -112,6 +112,11 @@ def test_the_exposure_is_that_of_the_run_unless_it_is_given() -> None:
     np.testing.assert_allclose(given_here, 100 / (1 - 0.01), rtol=1e-6)
 
 
+def test_a_dead_time_of_seconds_is_refused_before_all_counts_are_lost() -> None:
+    with pytest.raises(BadParameter, match=r"^dead_time: with one of 120 s .* 10 ms .* 120 ns"):
+        made(CountRateCorrection(dead_time=120, expo_time=1e-2), np.ones((1, 1, 1, 4), np.uint16))
+
+
 @pytest.mark.parametrize("task", [CountRateCorrection(dead_time=1e-6), Protect(rate=1e6)])
 def test_without_an_exposure_time_the_start_is_refused(task: Task) -> None:
     task.prepare(SPEC)

@@ -79,6 +79,19 @@ def test_masked_pixels_are_not_counted(tmp_path: Path) -> None:
     np.testing.assert_array_equal(seen(task, frames).pixels[0], masked.ravel() == 0)
 
 
-def test_a_range_that_is_none_is_refused() -> None:
+def test_long_lines_of_any_numbers_are_counted_as_by_numpy() -> None:
+    rng = np.random.default_rng(3)
+    frames = rng.normal(5, 3, (2, 1, 3, 5001)).astype("f4")
+    frames[0, 0, 0, ::7] = np.nan
+    frames[0, 0, 1, ::5] = np.inf
+    frames[1, 0, 2, ::3] = -np.inf
+    edges = np.linspace(0.1, 9.3, 38)
+    made = seen(Histogram(bins=37, range=(0.1, 9.3)), frames).pixels
+    for own, image in zip(made, frames.astype("f8"), strict=True):
+        np.testing.assert_array_equal(own, np.histogram(image[np.isfinite(image)], edges)[0])
+
+
+@pytest.mark.parametrize("range_", [[1, 1], [2, 1], [-1.7e308, 1.7e308]])
+def test_a_range_that_is_none_is_refused(range_: list[float]) -> None:
     with pytest.raises(BadParameter, match=r"range: should be \[low, high\] with low < high"):
-        Histogram.load({"bins": 3, "range": [1, 1]}, "graph.yaml, task levels")
+        Histogram.load({"bins": 3, "range": range_}, "graph.yaml, task levels")

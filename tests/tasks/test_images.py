@@ -194,6 +194,9 @@ def broken(folder: Path, name: str) -> Path:
             path.write_text("12 16\n")
         case "nothing.npy":
             path.touch()
+        case "several.npy":
+            with path.open("wb") as file:
+                np.savez(file, np.zeros((12, 16)))
         case "null.h5":
             with h5py.File(path, "w") as file:
                 file["a"] = h5py.Empty("f4")
@@ -221,6 +224,7 @@ WANTED = "it should be one image of numbers, height × width or 2 bands × heigh
         ("folder.npy", "Is a directory"),
         ("short.npy", "cannot be read"),
         ("nothing.npy", "cannot be read"),
+        ("several.npy", "cannot be read: the magic string is not correct"),
         ("null.h5::/a", "cannot be read: the dataset /a is empty"),
         ("objects.npy", "cannot be read"),
         ("text.npy", "cannot be read"),
@@ -243,6 +247,16 @@ def test_a_file_without_such_an_image_is_refused_by_name_with_the_reason(
     with pytest.raises(BadParameter, match=complaint) as refused:
         read_images(str(file), SPEC, "pedestal")
     assert str(refused.value).startswith(f"pedestal: {file}")
+
+
+@pytest.mark.parametrize("dataset", ["", "::/entry/dta"])
+def test_a_file_of_something_else_is_refused_with_what_it_holds(
+    tmp_path: Path, dataset: str
+) -> None:
+    with h5py.File(tmp_path / "scan.h5", "w") as file:
+        file["entry/data"] = np.zeros((7, 2, 1, 12, 16))
+    with pytest.raises(BadParameter, match=r"it holds no image, only /entry/data \(7 × 2 × 1 ×"):
+        read_images(f"{tmp_path}/scan.h5{dataset}", SPEC, "mask")
 
 
 @pytest.mark.parametrize("shape", [(12, 16), (2, 12, 16), (2, 2, 12, 16), (3, 3, 12, 16)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -491,7 +492,10 @@ def test_a_block_with_too_few_items_is_refused(fails: str) -> None:
         ({"call": "mine:total", "file": "mine.py"}, "call: with file, only what is in it"),
         ({"call": "totel", "file": "mine.py"}, "call: there is no totel in"),
         ({"call": "limit", "file": "mine.py"}, "call: limit is a int, which cannot be called"),
-        ({"call": "f", "file": "none.py"}, "cannot be read as Python: FileNotFoundError"),
+        (
+            {"call": "f", "file": "none.py"},
+            "none.py cannot be read: No such file or directory; it should be",
+        ),
         ({"call": "f", "file": "wrong.py"}, "cannot be read as Python: SyntaxError"),
         ({"call": "f", "file": "raises.py"}, "cannot be imported: KeyError: 'a' (raises.py:2)"),
         ({"call": "pair", "file": "mine.py"}, "call: pair(frame, other) cannot be called with an"),
@@ -504,12 +508,16 @@ def test_a_block_with_too_few_items_is_refused(fails: str) -> None:
             {"call": "Counts", "file": "mine.py", "with": {"last": 2}},
             "with: Counts(first=0) cannot be called",
         ),
+        (
+            {"call": "nothing", "file": "odd.py"},
+            "call: nothing() cannot be called with an array: too many",
+        ),
         ({"call": "Bare", "file": "odd.py"}, "call: the class Bare has no method __call__(frame)"),
         ({"call": "Two", "file": "odd.py"}, "call: Two(self, frame, other) cannot be called with"),
         (
             {"call": "divides", "file": "odd.py"},
             "call: divides was tried on a frame of zeros, to see what it gives: ZeroDivisionError:"
-            " integer division or modulo by zero (odd.py:9); if it is right for"
+            " integer division or modulo by zero (odd.py:11); if it is right for"
             " real frames, declare what it gives by shape and dtype, or by columns",
         ),
         ({"call": "objects", "file": "odd.py"}, "gave an array 2 of object; an array should hold"),
@@ -538,6 +546,7 @@ def test_what_cannot_be_called_is_refused(
     (tmp_path / "odd.py").write_text(
         "import numpy as np\nclass Bare:\n    pass\nclass Two:\n"
         "    def __call__(self, frame, other):\n        return frame\n\n"
+        "def nothing():\n    pass\n"
         "def divides(frame):\n    return 1 // int(frame.sum())\n"
         "def objects(frame):\n    return np.array([None, 1])\n"
         "def complex_(frame):\n    return np.fft.fft(frame)\n"
@@ -555,6 +564,8 @@ def test_what_cannot_be_called_is_refused(
         lima2py.apply(entry + "\n", numbered(1), base=tmp_path)
     assert str(refused.value).startswith('graph, task "mine", ')
     assert told in str(refused.value)
+    raised = re.search(r"zeros, to see what it gives: \w+Error: ", str(refused.value))
+    assert ("declare what it gives by shape" in str(refused.value)) == bool(raised)
 
 
 @pytest.mark.parametrize("call", ["", "a b:c", "os:system()", "1:f", "a:b:c", "../x:f"])

@@ -17,6 +17,7 @@ from scipy import ndimage
 import lima2py
 from lima2py.errors import BadParameter
 from lima2py.frame import Absence, Array, Block, Fate, FrameSpec, Ragged
+from lima2py.kernels import radial
 from lima2py.task import RunContext, Task
 from lima2py.tasks.peaks import PEAKS, FindPeaks
 from lima2py.tasks.radial import RadialSigmaClip, SparsifyRadial
@@ -244,6 +245,23 @@ def test_there_is_room_for_every_pixel(tmp_path: Path) -> None:
     task = ready(SparsifyRadial(poni=poni), spec, background.spec)
     (count,) = task.process(bright, background).rows.counts
     assert count == 3000
+
+
+def test_one_function_is_compiled_wherever_pixels_lie(tmp_path: Path) -> None:
+    """A ring is mapped read-only: the first frame from it must not wait for the compiler."""
+    poni = write_poni(tmp_path, (50, 60), (30, 25))
+    spec = FrameSpec.dense(50, 60, "u2")
+    table = ready(RadialSigmaClip(poni=poni, bins=5), spec)
+    background = RadialSigmaClip(poni=poni, bins=5).prepare(spec)
+    task = ready(SparsifyRadial(poni=poni), spec, background)
+    for writeable in (True, False):
+        data = np.ones((1, 1, 50, 60), "u2")
+        data.flags.writeable = writeable
+        image = Block(spec, 0, 1, data)
+        task.process(image, table.process(image))
+        assert data.flags.writeable is writeable
+    for function in (radial.sigma_clip, radial.intense):
+        assert not any(image.mutable for image, *_ in function.signatures)
 
 
 def pixels_of(images: Array, spec: FrameSpec | None = None) -> Block:

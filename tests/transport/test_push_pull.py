@@ -148,7 +148,7 @@ def test_nothing_is_sent_beyond_the_credits_and_a_lost_nodes_blocks_go_to_the_li
     for index in range(0, 28, 4):  # four for the mute one: its credits
         rig.send(index)
     assert rig.push.in_flight[0] == 4
-    rig.push.lose(0, "killed")
+    rig.push.lose({0: "killed"})
     for index in range(28, 80, 4):
         rig.send(index)
     rig.finish()
@@ -162,7 +162,7 @@ def test_the_answer_of_a_zombie_changes_nothing(tmp_path: Path, rigs: list[Rig])
     rigs.append(rig)
     rig.nodes[0].mute = True
     rig.send(0)
-    rig.push.lose(0, "frozen")
+    rig.push.lose({0: "frozen"})
     rig.push.listen()
     late = wire.DoneBlock(0, 4, 0, 0, [], [])
     rig.nodes[0].pull.acknowledge([late])
@@ -176,7 +176,7 @@ def test_without_a_living_node_frames_are_marked_lost(tmp_path: Path, rigs: list
     rigs.append(rig)
     rig.nodes[0].mute = True
     rig.send(0)
-    rig.push.lose(0, "killed")
+    rig.push.lose({0: "killed"})
     rig.send(4)
     rig.finish()
     assert [part[2] for _, found in rig.settled.values() for _, part in found] == [
@@ -194,9 +194,26 @@ def test_a_block_that_brings_down_two_nodes_is_poison(tmp_path: Path, rigs: list
     for rank in (0, 1, 2):
         if 0 in rig.settled:
             break
-        rig.push.lose(rank, "segmentation fault")
+        rig.push.lose({rank: "segmentation fault"})
         rig.settle(rig.push.collect(idle=True))
     assert [part[2] for _, part in rig.settled[0][1]] == [Fate.POISON]
+
+
+def test_nodes_that_died_together_are_no_proof_of_poison(tmp_path: Path, rigs: list[Rig]) -> None:
+    rig = Rig(tmp_path, 3, True)
+    rigs.append(rig)
+    rig.nodes[0].mute = rig.nodes[1].mute = True
+    for index in range(0, 24, 4):
+        rig.send(index)
+    rig.push.lose({0: "its host is gone", 1: "its host is gone"})
+    rig.finish()
+    assert {index: node for index, (node, _) in rig.settled.items()} == dict.fromkeys(
+        range(0, 24, 4), 2
+    )
+    assert set(rig.nodes[2].got) == set(range(24))
+    assert [text.partition(":")[0] for text in rig.push.errors] == [
+        "node proc0 was lost", "node proc1 was lost",
+    ]  # fmt: skip
 
 
 def test_abort_settles_what_is_in_flight_as_aborted(tmp_path: Path, rigs: list[Rig]) -> None:
@@ -259,7 +276,7 @@ def test_a_node_lost_after_the_last_frame_was_sent_leaves_its_blocks_to_the_othe
     drained = iter(rig.push.drain())
     while len(rig.settled) < 3:  # all that the other one has
         rig.settle(next(drained))
-    rig.push.lose(0, "it was killed")
+    rig.push.lose({0: "it was killed"})
     for found in drained:
         rig.settle(found)
     assert {index: node for index, (node, _) in rig.settled.items()} == dict.fromkeys(

@@ -1,0 +1,96 @@
+"""What the options of `run` and `check` say: their texts as parameters, and the system they mean.
+
+Numbers are read as YAML would read them, and judged by the models that they are meant for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lima2py.errors import BadParameter
+
+if TYPE_CHECKING:
+    from lima2py.session.system import System
+
+
+def split_set(texts: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`--set` texts as parameters of the graph and of the detector.
+
+    Raises:
+        BadParameter: if one is not `name.parameter=value`.
+    """
+    graph: dict[str, Any] = {}
+    detector: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        owner, dot, parameter = key.strip().partition(".")
+        if not (equals and dot and owner and parameter):
+            raise BadParameter(
+                f"--set {text!r}: should be TASK.PARAM=VALUE or detector.PARAM=VALUE, for instance"
+                " --set view.by=[4,4]"
+            )
+        if owner == "detector":
+            detector[parameter] = plain(value)
+        else:
+            graph[f"{owner}.{parameter}"] = plain(value)
+    return graph, detector
+
+
+def find_system(
+    file: str | None,
+    detector: str | None,
+    acquisition_nodes: str | None,
+    processing_nodes: str | None,
+    detector_set: Mapping[str, Any],
+) -> System:
+    """The system that the options ask for.
+
+    Raises:
+        BadParameter: if it cannot be, or the options contradict each other.
+    """
+    from lima2py.session.system import System
+
+    if file is None:
+        return System.local(
+            detector or "simulator",
+            1 if acquisition_nodes is None else whole("--acquisition-nodes", acquisition_nodes),
+            1 if processing_nodes is None else whole("--processing-nodes", processing_nodes),
+            detector_set,
+        )
+    if acquisition_nodes is not None or processing_nodes is not None or detector is not None:
+        raise BadParameter(
+            "--system says which nodes and which detector there are: leave out --detector,"
+            " --acquisition-nodes and --processing-nodes, or --system"
+        )
+    return System.read(Path(file), detector_set)
+
+
+def asked_of(system: System, **options: str | None) -> dict[str, Any]:
+    """The acquisition parameters that were given, read as YAML would read them; and how many."""
+    from lima2py.control.preview import default_frames
+
+    asked = {name: plain(text) for name, text in options.items() if text is not None}
+    if "nb_frames" not in asked:
+        asked["nb_frames"] = default_frames(system)
+    return asked
+
+
+def plain(text: str) -> Any:
+    """The text of an option as YAML would read it."""
+    from lima2py.documents import plain_scalar
+
+    return plain_scalar(text)
+
+
+def whole(option: str, text: str) -> int:
+    """A whole number of an option.
+
+    Raises:
+        BadParameter: if it is none.
+    """
+    value = plain(text)
+    if type(value) is not int:
+        raise BadParameter(f"{option}: should be a whole number; given: {text}")
+    return value
