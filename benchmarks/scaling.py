@@ -20,6 +20,9 @@ MORE = """
   spread:  {do: accumulate, from: photons, frames: 20, how: std}
   levels:  {do: histogram, from: photons, bins: 100, range: [0, 20]}
   shape:   {do: centre_of_mass, from: photons}
+  real:    {do: count_rate_correction, from: detector, dead_time: 100 ns, expo_time: 1 ms,
+            model: paralysable}
+  rates:   {do: histogram, from: real, bins: 100, range: [0, 20]}
 """
 """So that processing, and not copying frames into the ring, takes the time."""
 DETECTOR = {"shape": list(EIGER_1M), "background": 0.1, "prefetch": 8}

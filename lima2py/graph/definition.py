@@ -296,7 +296,9 @@ class _Reader:
         if inputs in (None, []):
             self._refuse(f"{at}, from", f"is required: the name of a task, or {DETECTOR}")
         elif not (isinstance(inputs, list) and all(isinstance(item, str) for item in inputs)):
-            self._refuse(f"{at}, from", f"should be the name of a task; {_given(given)}")
+            quote = "; in YAML it stands in quotes, if it is one"
+            hint = quote if isinstance(given, (bool, int, float)) else ""
+            self._refuse(f"{at}, from", f"should be the name of a task; {_given(given)}{hint}")
         elif wrong := [item for item in inputs if item not in sources]:
             for item in wrong:
                 hint = did_you_mean(item, sources)

@@ -197,7 +197,8 @@ def test_all_problems_are_told_at_once() -> None:
         'x.yaml, task "e", from: is required: the name of a task, or detector',
         'x.yaml, task "e2", from: is required: the name of a task, or detector',
         'x.yaml, task "f", from: there is no task "detectro" (did you mean "detector"?)',
-        'x.yaml, task "g", from: should be the name of a task; given: 3',
+        'x.yaml, task "g", from: should be the name of a task; given: 3; in YAML it stands in'
+        " quotes, if it is one",
         'x.yaml, task "h", do: should be one of scale, tap, read, add, subtract, keep; given: 3',
         'x.yaml, task "detector": this name means the frames as they arrive; choose another one',
         'x.yaml, task "2nd": a name is a letter, then at most 63 letters, digits, _ or -',
