@@ -15,7 +15,7 @@ from typing import Any
 import h5py
 import hdf5plugin  # noqa: F401  (masks of Dectris detectors are compressed)
 import numpy as np
-from numpy.lib.format import open_memmap
+from numpy.lib.format import read_array
 from numpy.typing import NDArray
 
 from lima2py.errors import BadParameter
@@ -36,8 +36,7 @@ def read_images(file: str, spec: FrameSpec, field_name: str, stack: int = 0) -> 
         stack: if not 0, so many images are wanted, along a first axis.
 
     Returns:
-        Array `(height, width)` or `(bands, height, width)`, with a stack's axis in front. It may be
-        the file itself, mapped into memory: what is kept must be copied.
+        Array `(height, width)` or `(bands, height, width)`, with a stack's axis in front; a copy.
 
     Raises:
         BadParameter: if the file cannot be read, or the image cannot be one of this detector.
@@ -190,7 +189,8 @@ def _opened(file: str, field_name: str, dimensions: range) -> Iterator[Any]:
             with h5py.File(path, "r") as opened:
                 yield _dataset_in(opened, dataset, field_name, dimensions)
         elif path.endswith(".npy"):
-            yield open_memmap(path, mode="r")  # np.load would guess what else it could be
+            with Path(path).open("rb") as npy:  # not mapped: a file cut short would end the node
+                yield read_array(npy, allow_pickle=False)  # np.load would guess what else it is
         else:
             yield _by_fabio(path, field_name)
     except (OSError, ValueError, EOFError) as error:

@@ -320,7 +320,7 @@ def test_a_flat_that_is_not_normalised_divides_by_what_it_says(tmp_path: Path) -
 def test_a_file_that_is_changed_during_a_run_changes_nothing(
     tmp_path: Path, task: type[Task]
 ) -> None:
-    """Files are mapped into memory to be read: what is kept of them must be a copy."""
+    """What is kept of a file is a copy."""
     path = tmp_path / "image.npy"
     np.save(path, np.ones(SPEC.image, np.float32))
     field = {Mask: "file", Linear: "slope"}.get(task, "image")
