@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,11 @@ def test_a_limit_of_many_digits_is_compared_exactly(dtype: str, above: float) ->
     (*_, limit) = task.constants
     assert limit.dtype == np.dtype(dtype)
     assert limit.item() <= above
-    after = limit.item() + 1 if limit.dtype.kind in "iu" else np.nextafter(limit, limit + 1).item()
+    after = (
+        limit.item() + 1
+        if limit.dtype.kind in "iu"
+        else np.nextafter(limit, limit.dtype.type(math.inf)).item()
+    )
     assert after > above
 
 
