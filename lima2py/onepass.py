@@ -117,7 +117,8 @@ class Stripwise(_OnePassTask):
 
     function: ClassVar[str]
     """The compiled function, written as its module, a colon and its name. It is decorated
-    `@njit(nogil=True, cache=True, ...)` and calls no function of another module of ours."""
+    `@njit(nogil=True, cache=True, ...)` and calls no function of another module of ours that
+    decides what comes out: numba would not notice when that one changes."""
 
     def prepare(self, spec: FrameSpec) -> FrameSpec:
         """Check the parameters against what comes in; say what will come out."""

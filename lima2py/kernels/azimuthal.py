@@ -19,6 +19,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from lima2py.kernels.compiled import njit
+from lima2py.kernels.vectors import as_vector, element, everywhere
 
 FOUR = 4
 """How many bins one after the other an entry may be for, if not one."""
@@ -28,19 +29,15 @@ def _write_four(context: Any, builder: Any, signature: Any, arguments: Any) -> A
     """Add to four sums the product of all values, each of them by the four shares."""
 
     def four(which: int, kind: Any) -> Any:
-        array = context.make_array(signature.args[which])(context, builder, arguments[which])
-        first = builder.gep(array.data, [arguments[which + 1]])
-        return builder.bitcast(first, ir.VectorType(kind, FOUR).as_pointer())
+        first = element(context, builder, signature, arguments, which, arguments[which + 1])
+        return as_vector(builder, first, kind, FOUR)
 
     double = ir.VectorType(ir.DoubleType(), FOUR)
     target = four(0, ir.DoubleType())
     share = builder.fpext(builder.load(four(2, ir.FloatType()), align=4), double)
-    nothing = ir.Constant(double, ir.Undefined)
-    everywhere = ir.Constant(ir.VectorType(ir.IntType(32), FOUR), [0] * FOUR)
     added = None
     for value in arguments[4:]:
-        one = builder.insert_element(nothing, value, ir.Constant(ir.IntType(32), 0))
-        shared = builder.fmul(builder.shuffle_vector(one, nothing, everywhere), share)
+        shared = builder.fmul(everywhere(builder, value, FOUR), share)
         added = shared if added is None else builder.fmul(added, shared)
     may_contract = ("contract",)
     before = builder.load(target, align=8)

@@ -17,6 +17,7 @@ from numba.extending import intrinsic
 
 from lima2py.kernels.compiled import njit
 from lima2py.kernels.prefetch import fetch
+from lima2py.kernels.vectors import as_vector, element
 
 OPTIONS: dict[str, Any] = {
     "nogil": True,
@@ -61,27 +62,26 @@ def _add_pairs(_context: Any, rows: Any, upper: Any, lower: Any, out: Any, place
 
     def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pixel = signature.args[0].dtype
-        pixels, sums = (
-            context.make_array(signature.args[which])(context, builder, arguments[which]).data
-            for which in (0, 3)
-        )
         lanes, size = 32 // (pixel.bitwidth // 8), 2 * pixel.bitwidth
         pairs = ir.VectorType(ir.IntType(size), lanes)
         half = ir.Constant(pairs, [pixel.bitwidth] * lanes)
         low_half = ir.Constant(pairs, [2**pixel.bitwidth - 1] * lanes)
 
+        def at(which: int, place: Any) -> Any:
+            first = element(context, builder, signature, arguments, which, place)
+            return as_vector(builder, first, pairs.element, lanes)
+
         def both(first: Any) -> Any:
-            at = builder.bitcast(builder.gep(pixels, [first]), pairs.as_pointer())
-            pair = builder.load(at, align=pixel.bitwidth // 8)
+            pair = builder.load(at(0, first), align=pixel.bitwidth // 8)
             if pixel.signed:
                 low = builder.ashr(builder.shl(pair, half), half)
                 return builder.add(builder.ashr(pair, half), low)
             return builder.add(builder.lshr(pair, half), builder.and_(pair, low_half))
 
         total = builder.add(both(arguments[1]), both(arguments[2]))
-        at = builder.bitcast(builder.gep(sums, [arguments[4]]), pairs.as_pointer())
         past_the_cache = builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)])
-        builder.store(total, at, align=64).set_metadata("nontemporal", past_the_cache)
+        stored = builder.store(total, at(3, arguments[4]), align=64)
+        stored.set_metadata("nontemporal", past_the_cache)
         return context.get_dummy_value()
 
     return types.void(rows, types.intp, types.intp, out, types.intp), write

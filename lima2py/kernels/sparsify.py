@@ -19,6 +19,7 @@ from numba.extending import intrinsic
 
 from lima2py.kernels.compiled import njit
 from lima2py.kernels.prefetch import fetch
+from lima2py.kernels.vectors import as_vector, element, everywhere
 
 _ALL = np.uint64(2**64 - 1)
 _ONE = np.uint64(1)
@@ -30,21 +31,6 @@ SPARE = 64
 """How much longer than what may come the arrays must be, as more places are written than filled."""
 
 
-def _at(context: Any, builder: Any, signature: Any, arguments: Any, which: int) -> tuple[Any, Any]:
-    """Where an array begins, which is one of the arguments; and the kind of what it holds."""
-    kind = signature.args[which]
-    array = context.make_array(kind)(context, builder, arguments[which])
-    return array.data, context.get_data_type(kind.dtype)
-
-
-def _everywhere(builder: Any, value: Any, lanes: int) -> Any:
-    """A vector that holds one value in all its places."""
-    nothing = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
-    one = builder.insert_element(nothing, value, ir.Constant(ir.IntType(32), 0))
-    first = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
-    return builder.shuffle_vector(one, nothing, first)
-
-
 @intrinsic  # type: ignore[untyped-decorator]
 def _above(_context: Any, pixels: Any, first: Any, limit: Any) -> Any:
     """Which of the 64 pixels from `first` on are above a limit of their type, as 64 bits.
@@ -54,10 +40,11 @@ def _above(_context: Any, pixels: Any, first: Any, limit: Any) -> Any:
 
     def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pixel = signature.args[0].dtype
-        data, stored = _at(context, builder, signature, arguments, 0)
-        place = builder.gep(data, [arguments[1]])
-        values = _load(builder, place, stored, 64, context.get_abi_sizeof(stored))
-        limits = _everywhere(builder, context.get_value_as_data(builder, pixel, arguments[2]), 64)
+        stored = context.get_data_type(pixel)
+        first = element(context, builder, signature, arguments, 0, arguments[1])
+        place = as_vector(builder, first, stored, 64)
+        values = builder.load(place, align=context.get_abi_sizeof(stored))
+        limits = everywhere(builder, context.get_value_as_data(builder, pixel, arguments[2]), 64)
         if isinstance(pixel, types.Float):
             above = builder.fcmp_ordered(">", values, limits)
         elif isinstance(pixel, types.Integer) and pixel.signed:
@@ -67,11 +54,6 @@ def _above(_context: Any, pixels: Any, first: Any, limit: Any) -> Any:
         return builder.bitcast(above, ir.IntType(64))
 
     return types.uint64(pixels, types.intp, pixels.dtype), write
-
-
-def _load(builder: Any, place: Any, kind: Any, lanes: int, align: int) -> Any:
-    vector = ir.VectorType(kind, lanes)
-    return builder.load(builder.bitcast(place, vector.as_pointer()), align=align)
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -129,8 +111,8 @@ def append_by_bits(
             values[end + at + one] = some[place]
 
 
-def _write_compressed(builder: Any, bits: Any, target: Any, count: Any, vectors: list[Any]) -> None:
-    """Write those elements of 64 whose bit is set one after the other."""
+def _write_compressed(builder: Any, bits: Any, place: Any, vectors: list[Any]) -> None:
+    """Write those elements of 64 whose bit is set one after the other, to an address."""
     lanes, width = vectors[0].type.count, vectors[0].type.element.width
     flags = ir.VectorType(ir.IntType(1), lanes)
     compress = cgutils.get_or_insert_function(
@@ -143,11 +125,11 @@ def _write_compressed(builder: Any, bits: Any, target: Any, count: Any, vectors:
         few = few if lanes == 64 else builder.trunc(few, ir.IntType(lanes))
         nothing = ir.Constant(vector.type, ir.Undefined)
         chosen = builder.call(compress, [vector, nothing, builder.bitcast(few, flags)])
-        place = builder.bitcast(builder.gep(target, [count]), vector.type.as_pointer())
-        builder.store(chosen, place, align=width // 8)
-        here = builder.ctpop(few)
-        here = here if lanes == 64 else builder.zext(here, ir.IntType(64))
-        count = builder.add(count, here)
+        target = as_vector(builder, place, vector.type.element, lanes)
+        builder.store(chosen, target, align=width // 8)
+        written = builder.ctpop(few)
+        written = written if lanes == 64 else builder.zext(written, ir.IntType(64))
+        place = builder.gep(place, [written])
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -155,13 +137,13 @@ def _compress_numbers(_context: Any, bits: Any, number: Any, indices: Any, count
     """Write `number` + 0, 1 ... 63, those whose bit is set."""
 
     def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        target, kind = _at(context, builder, signature, arguments, 2)
-        first = _everywhere(builder, arguments[1], 16)
+        target = element(context, builder, signature, arguments, 2, arguments[3])
+        first = everywhere(builder, arguments[1], 16)
         numbers = [
-            builder.add(first, ir.Constant(ir.VectorType(kind, 16), [*range(part, part + 16)]))
+            builder.add(first, ir.Constant(first.type, [*range(part, part + 16)]))
             for part in range(0, 64, 16)
         ]
-        _write_compressed(builder, arguments[0], target, arguments[3], numbers)
+        _write_compressed(builder, arguments[0], target, numbers)
         return context.get_dummy_value()
 
     return types.void(types.uint64, types.uint32, indices, types.intp), write
@@ -174,16 +156,21 @@ def _compress_values(
     """Write the 64 pixels from `first` on, those whose bit is set."""
 
     def write(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        source, kind = _at(context, builder, signature, arguments, 1)
-        target, _ = _at(context, builder, signature, arguments, 3)
+        kind = context.get_data_type(signature.args[1].dtype)
         size = context.get_abi_sizeof(kind)
         raw, lanes = ir.IntType(8 * size), 64 // size
-        source, target = (builder.bitcast(data, raw.as_pointer()) for data in (source, target))
+        source, target = (
+            builder.bitcast(
+                element(context, builder, signature, arguments, which, arguments[which + 1]),
+                raw.as_pointer(),
+            )
+            for which in (1, 3)
+        )
         pixels = []
         for part in range(0, 64, lanes):
-            place = builder.add(arguments[2], ir.Constant(ir.IntType(64), part))
-            pixels.append(_load(builder, builder.gep(source, [place]), raw, lanes, size))
-        _write_compressed(builder, arguments[0], target, arguments[4], pixels)
+            place = builder.gep(source, [ir.Constant(ir.IntType(64), part)])
+            pixels.append(builder.load(as_vector(builder, place, raw, lanes), align=size))
+        _write_compressed(builder, arguments[0], target, pixels)
         return context.get_dummy_value()
 
     return types.void(types.uint64, pixels, types.intp, values, types.intp), write

@@ -249,6 +249,8 @@ class Watch:
 class _Looker:
     """Asks one node where it is, in a thread of its own: one that is silent holds up nobody.
 
+    The threads of an executor would hold up the end of a Python whose session was never closed.
+
     Args:
         handle: of the node.
         run: id of the run.

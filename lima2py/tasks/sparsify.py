@@ -13,9 +13,6 @@ from lima2py.frame import Array, Block, FrameSpec, Ragged
 from lima2py.onepass import Stripwise
 from lima2py.tasks.pixels import Number, limit_of
 
-_SPARE = 64
-"""The kernel may write so many places beyond the last pixel of a frame."""
-
 
 class Sparsify(Stripwise):
     """Keep the pixels above a limit: where each of them is, and what it holds.
@@ -53,7 +50,9 @@ class Sparsify(Stripwise):
 
     def buffers(self, count: int) -> tuple[Array, ...]:
         """No pixel found."""
-        size = count * (math.prod(self._input.shape) + _SPARE)
+        from lima2py.kernels.sparsify import SPARE  # takes half a second, for numba
+
+        size = count * (math.prod(self._input.shape) + SPARE)
         if len(self._room[0]) < size:
             self._room = np.empty(size, np.uint32), np.empty(size, self._input.dtype)
         return (np.zeros((count, 2), np.int64), np.zeros(2, np.int64), *self._room)
