@@ -127,6 +127,7 @@ def sums_of_four(rows, out):  # type: ignore[no-untyped-def]
 
 @njit(**OPTIONS)
 def _add_few(flat, upper, lower, first, end, sums, begin):  # type: ignore[no-untyped-def]
+    """What `_add_two_by_two` does, for a few pixels: to slice them for it would cost more."""
     number = sums.dtype.type
     for place in range(first, end):
         a, b = upper + 2 * place, lower + 2 * place
