@@ -24,7 +24,7 @@ import numba
 import numpy
 import zmq
 
-from benchmarks import azimuthal, overhead, peers, processing, scaling, transport
+from benchmarks import azimuthal, overhead, peers, processing, saving, scaling, transport
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,7 @@ def entries(quick: bool) -> Iterator[Entry]:
         "two processing nodes, against one", 1.7,
         lambda folder: scaling.two_nodes_against_one(folder, 2 * frames), few=True,
     )  # fmt: skip
+    yield from saving_entries(frames)
     for nodes in (0, 1):
         yield Entry(
             f"prepare of a graph seen before, {nodes or 'no'} processing node", 50,
@@ -143,6 +144,36 @@ def entries(quick: bool) -> Iterator[Entry]:
             few=True,
         )  # fmt: skip
     yield Entry("first prepare ever", 5, scaling.first_prepare, "s", at_most=True, few=True)
+
+
+def saving_entries(frames: int) -> Iterator[Entry]:
+    """What is measured of saving."""
+    yield Entry(
+        "saving 1M uint16 uncompressed, against pwrite of the bytes", 0.9,
+        lambda folder: saving.uncompressed_against_pwrite(folder, 150),
+    )  # fmt: skip
+    yield Entry(
+        "saving 1M uint16 with bslz4, against the compressor", 0.9,
+        lambda folder: saving.compressed_against_codec(folder, 150),
+    )  # fmt: skip
+    yield Entry(
+        "flushing while saving with bslz4", 5,
+        lambda folder: saving.cost_of_flushing(folder, 150), "%", at_most=True,
+    )  # fmt: skip
+    for compression in ("none", "bslz4"):
+        yield Entry(
+            f"saving 100 000 frames of 64×64, {compression}", 50_000,
+            lambda folder, name=compression: saving.small_frames(folder, 100_000, name),
+            "frames/s",
+        )  # fmt: skip
+    yield Entry(
+        "saving 1M uint16 with bslz4, two processes against one", 1.7,
+        lambda folder: saving.two_writers_against_one(folder, frames), few=True,
+    )  # fmt: skip
+    yield Entry(
+        "opening a master of 100 000 frames", 5,
+        lambda folder: saving.open_master(folder, 100_000), "ms", at_most=True,
+    )  # fmt: skip
 
 
 def measured(entry: Entry, times: int) -> Case | None:

@@ -21,7 +21,7 @@ import msgspec
 import typer
 from pydantic.fields import FieldInfo
 
-from lima2py.units import Model, metres, seconds, size_in_bytes
+from lima2py.units import Model, electronvolts, metres, seconds, size_in_bytes
 
 Model.model_config["use_attribute_docstrings"] = True  # before any model that is derived from it
 
@@ -34,6 +34,7 @@ from lima2py.frame import FATES  # noqa: E402
 from lima2py.graph.definition import known_graphs  # noqa: E402
 from lima2py.graph.kinds import task_class  # noqa: E402
 from lima2py.memory import MemorySettings  # noqa: E402
+from lima2py.metadata import DetectorGeometry, Metadata, Rotation  # noqa: E402
 from lima2py.node import orders  # noqa: E402
 from lima2py.node.life import TRANSITIONS, Outcome, State, diagram  # noqa: E402
 from lima2py.node.serve import KINDS  # noqa: E402
@@ -45,7 +46,9 @@ from lima2py.transport import rpc, wire  # noqa: E402
 DOCS = Path(__file__).parent
 PLACE = re.compile(r"(<!-- generated: (\S+)(?: (\S+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 WIDTH = 96
-QUANTITIES = {seconds: "time", size_in_bytes: "size", metres: "length"}
+QUANTITIES = {
+    seconds: "time", size_in_bytes: "size", metres: "length", electronvolts: "energy"
+}  # fmt: skip
 """What text with a unit is read by, and what it then is."""
 
 
@@ -142,6 +145,18 @@ def system() -> str:
     )
 
 
+def metadata() -> str:
+    """What a user says of an experiment."""
+    return "\n".join(
+        [
+            inspect.cleandoc(Metadata.__doc__ or "").partition("\n\n")[2] + "\n",
+            fields(Metadata),
+            section("geometry", DetectorGeometry),
+            section("rotation", Rotation),
+        ]
+    )
+
+
 def tree() -> str:
     """The tree of a file, as the module that writes it draws it."""
     (drawn,) = re.findall(r"(?:^    .*\n)+", layout.__doc__ or "", re.MULTILINE)
@@ -151,7 +166,7 @@ def tree() -> str:
 def messages() -> str:
     """Messages between acquisition and processing nodes."""
     kinds = (wire.Start, wire.BlockMessage, wire.Last, wire.End, wire.Done, wire.DoneBlock,
-             wire.StopRequest, wire.Closed, wire.Account)  # fmt: skip
+             wire.Statistics, wire.StopRequest, wire.Closed, wire.Account)  # fmt: skip
     return "\n".join(struct(kind) for kind in kinds)
 
 
@@ -188,7 +203,7 @@ SECTIONS: dict[str, Callable[..., str]] = {
     section.__name__: section
     for section in (
         acquisition, any_task, command_line, commands, detector_info, detectors, fates, graphs,
-        messages, node_commands, states, system, task, tasks, tree,
+        messages, metadata, node_commands, states, system, task, tasks, tree,
     )
 }  # fmt: skip
 

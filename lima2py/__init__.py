@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from lima2py.session.report import Report
     from lima2py.session.session import Session
     from lima2py.session.system import System
+    from lima2py.storage.read import RunFile, open
+    from lima2py.storage.source import FileSource
 
 __all__ = [
     "Absence",
@@ -34,16 +36,19 @@ __all__ = [
     "BadParameter",
     "DetectorError",
     "Fate",
+    "FileSource",
     "Frame",
     "LimaError",
     "NodeError",
     "Report",
+    "RunFile",
     "Session",
     "StorageError",
     "System",
     "TriggerMode",
     "apply",
     "load_graph",
+    "open",
 ]
 
 _HOMES = {
@@ -63,6 +68,8 @@ _HOMES = {
     "session.report": ("Report",),
     "session.session": ("Session",),
     "session.system": ("System",),
+    "storage.read": ("RunFile", "open"),
+    "storage.source": ("FileSource",),
 }
 
 

@@ -25,7 +25,7 @@ from pydantic import Field, PrivateAttr
 
 from lima2py.acquisition import Acquisition, TriggerMode
 from lima2py.errors import BadCommand, BadParameter
-from lima2py.frame import Absence, Array, Fate, FrameSpec
+from lima2py.frame import SIZES, Absence, Array, Fate, FrameSpec
 from lima2py.geometry import Affine, Roi
 from lima2py.source import PATIENCE
 from lima2py.units import Model, as_time
@@ -156,9 +156,11 @@ class Slot:
 
     Attributes:
         index: the number of the first frame.
-        data: writable array `(room, bands, height, width)`.
+        data: writable array `(room, bands, height, width)`; `(room, bytes)` if encoded, see
+            `put`.
         timestamps: writable array `(room,)`, seconds since 1970; preset to nan.
-        columns: the plugin's other per-frame values, arrays of length room.
+        columns: the plugin's other per-frame values, arrays of length room; of encoded frames also
+            `nbytes`, how many bytes of each are used.
         absences: what `absent` collected, by offset.
     """
 
@@ -172,6 +174,13 @@ class Slot:
     def room(self) -> int:
         """The most frames that fit."""
         return len(self.data)
+
+    def put(self, offset: int, payload: bytes | memoryview) -> None:
+        """Take an encoded frame as the detector sent it; one that is too large becomes corrupt."""
+        room = self.data[offset]
+        if len(payload) <= len(room):
+            room[: len(payload)] = np.frombuffer(payload, np.uint8)
+        self.columns[SIZES][offset] = len(payload)
 
     def absent(self, offset: int, cause: Fate, who: str, detail: str = "") -> None:
         """Say that a frame has no data, and why; it counts as filled."""

@@ -63,7 +63,7 @@ FATES: Mapping[Fate, tuple[str, str]] = MappingProxyType(
         Fate.DETECTOR_GAP: ("plugin", "the detector skipped it"),
         Fate.DETECTOR_TIMEOUT: ("plugin", "the detector did not deliver it in time"),
         Fate.INCOMPLETE: ("plugin, join", "some of its modules are missing"),
-        Fate.CORRUPT: ("plugin, join", "it arrived damaged"),
+        Fate.CORRUPT: ("plugin, join, decode", "it arrived damaged"),
         Fate.OVERRUN: ("ring", "no room was left for it"),
         Fate.NODE_LOST: ("ledger", "the node that had it was lost"),
         Fate.POISON: ("ledger", "it brought down the nodes that took it"),
@@ -88,7 +88,10 @@ class Absence(NamedTuple):
         return f"{self.cause.word} ({self.who}{': ' + self.detail if self.detail else ''})"
 
 
-Kind = Literal["dense", "vector", "table", "sparse"]
+Kind = Literal["dense", "vector", "table", "sparse", "encoded"]
+
+SIZES = "nbytes"
+"""The per-frame column that says how many bytes of an encoded frame are used."""
 
 
 def plain_dtype(dtype: np.dtype[Any]) -> Any:
@@ -107,9 +110,11 @@ class FrameSpec:
 
     Attributes:
         kind: `dense` images; `vector` one row of numbers; `table` rows of named columns; `sparse`
-            rows of named columns, in each frame another number of them (photons, peaks).
+            rows of named columns, in each frame another number of them (photons, peaks);
+            `encoded` images compressed as the detector sent them, of which the column `nbytes` says
+            how many bytes are used.
         shape: of one frame: `(bands, height, width)` dense, `(length,)` vector, `(rows,)` table;
-            sparse: that of the image its rows tell about.
+            sparse: that of the image its rows tell about; encoded: the most bytes of a frame.
         dtype: of one element; a structured dtype for tables and sparse frames: of one row.
         to_detector: from the pixels here to those of the detector; None where there is no such map.
         labels: names of the rows of a table (its ROIs, say); empty where rows have no names.
@@ -117,6 +122,7 @@ class FrameSpec:
             if it is not known.
         span: how many consecutive frames of the detector each of these stands for: 1, or n after
             an accumulation, whose product g stands for the frames g n .. (g + 1) n - 1.
+        decoded: of encoded frames, how they are compressed and what they are without that.
     """
 
     kind: Kind
@@ -126,6 +132,7 @@ class FrameSpec:
     labels: tuple[str, ...] = ()
     detector_shape: tuple[int, int] | None = None
     span: int = 1
+    decoded: Decoded | None = None
 
     @classmethod
     def dense(
@@ -144,6 +151,18 @@ class FrameSpec:
             detector_shape = detector_shape or (height, width)
         shape = (bands, height, width)
         return cls("dense", shape, np.dtype(dtype), to_detector, detector_shape=detector_shape)
+
+    @classmethod
+    def encoded(cls, image: FrameSpec, encoding: str, capacity: int) -> FrameSpec:
+        """Compressed images.
+
+        Args:
+            image: what they are once they are decompressed.
+            encoding: what they are compressed with, one of `codec.Encoding`.
+            capacity: the most bytes that one takes.
+        """
+        decoded = Decoded(encoding, image)
+        return cls("encoded", (capacity,), np.dtype(np.uint8), span=image.span, decoded=decoded)
 
     @property
     def bands(self) -> int:
@@ -194,6 +213,7 @@ class FrameSpec:
             "labels": list(self.labels),
             "detector_shape": self.detector_shape and list(self.detector_shape),
             "span": self.span,
+            "decoded": self.decoded and [self.decoded.encoding, self.decoded.image.plain()],
         }
 
     @classmethod
@@ -201,6 +221,7 @@ class FrameSpec:
         """The description that `plain` gave."""
         matrix = values["to_detector"]
         detector_shape = values["detector_shape"]
+        decoded = values["decoded"]
         return cls(
             values["kind"],
             tuple(values["shape"]),
@@ -209,15 +230,25 @@ class FrameSpec:
             tuple(values["labels"]),
             tuple(detector_shape) if detector_shape else None,
             values["span"],
+            Decoded(decoded[0], cls.from_plain(decoded[1])) if decoded else None,
         )
 
     def __str__(self) -> str:
+        if self.decoded is not None:
+            return f"{self.decoded.image}, {self.decoded.encoding}"
         if self.kind == "sparse":
             return f"sparse rows of {', '.join(self.dtype.names or ())}"
         if self.kind != "dense":
             return f"{self.kind} of {' × '.join(map(str, self.shape))}"
         bands = f"{self.bands} × " if self.bands > 1 else ""
         return f"{bands}{self.height} × {self.width}  {self.dtype}"
+
+
+class Decoded(NamedTuple):
+    """How encoded frames are compressed, and what they are without that."""
+
+    encoding: str
+    image: FrameSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +311,7 @@ class Frame:
     Attributes:
         index: 0-based number in the acquisition.
         data: `(height, width)` or `(bands, height, width)`, a vector, a table, the rows of a sparse
-            frame; None if absent.
+            frame, the bytes of an encoded one; None if absent.
         absence: why there is no data, else None.
         timestamp: seconds since 1970, as the detector or its host gave it; nan if unknown.
     """
@@ -350,6 +381,10 @@ class Block:
             raise ValueError(f"frames {self.index} to {self.end - 1} have no sparse data")
         return self.data
 
+    def payload(self, offset: int) -> NDArray[np.uint8]:
+        """The bytes of an encoded frame, as the detector sent them."""
+        return self.pixels[offset, : int(self.columns[SIZES][offset])]
+
     @property
     def present(self) -> NDArray[np.bool_]:
         """Which frames have data: booleans of length `count`."""
@@ -377,6 +412,8 @@ class Block:
             return Frame(self.index + offset, None, absence, time)
         if isinstance(self.data, Ragged):
             return Frame(self.index + offset, self.data.rows(offset), None, time)
+        if self.spec.kind == "encoded":
+            return Frame(self.index + offset, self.payload(offset), None, time)
         data = self.data[offset].reshape(self.spec.saved_shape)
         return Frame(self.index + offset, data, None, time)
 

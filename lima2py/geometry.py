@@ -173,8 +173,8 @@ class Affine:
                 smallest rectangle of detector pixels around the given one whose edges do.
         """
         corners = [
-            self._solve(box.x, box.y),
-            self._solve(box.x + box.width, box.y + box.height),
+            self.inverse(box.x, box.y),
+            self.inverse(box.x + box.width, box.y + box.height),
         ]
         left, right = sorted(x for x, _ in corners)
         top, bottom = sorted(y for _, y in corners)
@@ -184,7 +184,7 @@ class Affine:
             raise NotOnPixels(self.covered(wider))
         return Roi(int(left), int(top), int(right - left), int(bottom - top))
 
-    def _solve(self, x: float, y: float) -> tuple[Fraction, Fraction]:
+    def inverse(self, x: float, y: float) -> tuple[Fraction, Fraction]:
         """The exact point here that lies on the detector point `(x, y)`."""
         a, b, c, d, e, f = (
             Fraction(value) for value in (self.a, self.b, self.c, self.d, self.e, self.f)

@@ -18,13 +18,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, PrivateAttr
 
 from lima2py.acquisition import Parameters
 from lima2py.errors import BadParameter
-from lima2py.frame import Block, FrameSpec
+from lima2py.frame import Array, Block, FrameSpec
 from lima2py.geometry import Affine, NotOnPixels, Roi
 from lima2py.units import Model
 
@@ -58,10 +58,14 @@ class RunContext:
         detector: what is known of the detector (`Detector.describe_all`).
         parameters: the three parameter sets.
         graph: the text of the graph.
+        metadata: what the user says of sample, instrument and experiment.
+        host: the host of the acquisition node that keeps the books.
         started: when the run was prepared, seconds since 1970.
-        paths: for every sink, the path its files begin with.
+        paths: for every sink, in the order of the graph, the path its files begin with.
         frames_per_block: the most frames that come in one block.
         rois: rectangles in detector pixels that tasks of the graph look at, by `task.roi`.
+        maps: for sinks, the images that belong to what they are given (`Task.maps`).
+        shared: what the tasks of one node have in common in this run (files, say), by key.
         stop: ask for the end of the acquisition, with the reason in words. Returns at once.
     """
 
@@ -75,20 +79,43 @@ class RunContext:
     detector: Mapping[str, Any] = field(default_factory=dict)
     parameters: Parameters = field(default_factory=lambda: Parameters({}, {}, {}))
     graph: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    host: str = ""
     started: float = 0.0
     paths: Mapping[str, str] = field(default_factory=dict)
     frames_per_block: int = 1
     rois: Mapping[str, tuple[int, int, int, int]] = field(default_factory=dict)
+    maps: Mapping[str, Array] = field(default_factory=dict)
+    shared: dict[str, Any] = field(default_factory=dict)
     stop: Callable[[str], None] = lambda _reason: None
 
-    def of_task(self, name: str, span: int) -> RunContext:
+    def of_task(self, name: str, span: int, maps: Mapping[str, Array] | None = None) -> RunContext:
         """The same for one task, whose input counts `span` frames of the detector as one."""
         return replace(
             self,
             task=name,
             nb_frames=self.nb_frames // span,
             frames_per_block=max(1, self.frames_per_block // span),
+            maps=maps or {},
         )
+
+    def plain(self) -> dict[str, Any]:
+        """The facts of the run as plain values, for files."""
+        kept = {name: getattr(self, name) for name in _FACTS}
+        return {**kept, "parameters": self.parameters._asdict()}
+
+    @classmethod
+    def from_plain(cls, values: Mapping[str, Any]) -> Self:
+        """What `plain` gave; without what belongs to one node at work."""
+        rois = {name: tuple(box) for name, box in values["rois"].items()}
+        kept = {name: values[name] for name in _FACTS}
+        return cls(**{**kept, "rois": rois, "parameters": Parameters(**values["parameters"])})
+
+
+_FACTS = (
+    "run", "name", "task", "node", "rank", "nodes", "nb_frames", "detector", "graph", "metadata",
+    "host", "started", "rois",
+)  # fmt: skip
 
 
 class Task(Model, ABC):
@@ -96,6 +123,8 @@ class Task(Model, ABC):
 
     takes_absent: ClassVar[bool] = False
     """Whether `process` is also given blocks in which every frame is absent."""
+    takes_encoded: ClassVar[bool] = False
+    """Whether it can be given images that are compressed still; refused at prepare if not."""
     remembers: ClassVar[bool] = False
     """Whether what comes out also depends on frames given before. When other tasks raise on a block
     they are given its frames one by one, to find the one at fault."""
@@ -118,6 +147,14 @@ class Task(Model, ABC):
     def know_inputs(self, names: tuple[str, ...]) -> None:
         """The names of the inputs in the graph, said before `prepare`; few tasks need them."""
         return
+
+    @property
+    def maps(self) -> Mapping[str, Array]:
+        """Arrays that readers of what comes out need, by name, saved with it by `save_sparse`.
+
+        Asked for once, after `start`.
+        """
+        return {}
 
     @abstractmethod
     def prepare(self, *inputs: Any, **_: Any) -> FrameSpec:
@@ -160,11 +197,13 @@ class Sink(Task):
     """A task that keeps frames: it hands its blocks on unchanged.
 
     Every frame that comes, absent ones too, gets a row. The flow calls `write`, not `process`, and
-    reports a frame as saved only after `flush` has returned.
+    reports a frame as saved only after `flush` has returned. When it fails, the frames are
+    `not_saved` for this sink, and `if_fails` says whether the acquisition goes on.
     """
 
     file: str
-    """Where its files begin; may contain {name}, {run}, {sink}. Relative to the output folder."""
+    """Where its files begin, relative to the output folder; may contain {name}, {run}, {sink},
+    {date}."""
     exists: Literal["abort", "overwrite", "append-number"] = "abort"
     """What to do if such files exist: refuse, delete them, or write `{file}_0001` and so on."""
 
@@ -173,17 +212,26 @@ class Sink(Task):
     def files(self) -> list[str]:
         """The paths of the files written so far by this node."""
 
+    @property
+    def remarks(self) -> list[str]:
+        """What the user should know when the run is over, though nothing went wrong."""
+        return []
+
     @abstractmethod
-    def write(self, block: Block) -> int:
+    def write(self, block: Block, *others: Block) -> int:
         """Keep a block; return the row of its first frame (the others follow).
+
+        Args:
+            block: of the first input, with the absences of all.
+            others: of the other inputs, if it takes any.
 
         Raises:
             StorageError: if it could not be written; its frames are then `not_saved`.
         """
 
-    def process(self, block: Block) -> Block:
+    def process(self, block: Block, *others: Block) -> Block:
         """Keep a block and hand it on."""
-        self.write(block)
+        self.write(block, *others)
         return block
 
 

@@ -25,17 +25,22 @@ SIZE_UNITS = {
     "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
     "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40,
 }  # fmt: skip
-LENGTH_UNITS = {"nm": 1e-9, "um": 1e-6, "µm": 1e-6, "mm": 1e-3, "cm": 1e-2, "m": 1.0}
+LENGTH_UNITS = {
+    "pm": 1e-12, "angstrom": 1e-10, "Å": 1e-10, "nm": 1e-9, "um": 1e-6, "µm": 1e-6, "mm": 1e-3,
+    "cm": 1e-2, "m": 1.0,
+}  # fmt: skip
+ENERGY_UNITS = {"eV": 1.0, "keV": 1e3, "MeV": 1e6}
 
-_QUANTITY = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([A-Za-zµ]+)\s*\Z")
+_QUANTITY = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([A-Za-zµÅ]+)\s*\Z")
 
 
 def _quantity(text: str, units: Mapping[str, float], what: str) -> Decimal:
     found = _QUANTITY.match(text)
     if found is None or found[2] not in units:
-        example = {"time": "200 ms", "size": "2 GiB", "length": "75 um"}[what]
+        example = {"time": "200 ms", "size": "2 GiB", "length": "75 um", "energy": "12.7 keV"}[what]
+        article = "an" if what == "energy" else "a"
         raise ValueError(
-            f"is not a {what}: write a plain number or one with a unit"
+            f"is not {article} {what}: write a plain number or one with a unit"
             f" ({', '.join(units)}), for instance {example}"
         )
     if math.isinf(float(found[1])):
@@ -63,12 +68,19 @@ def metres(value: object) -> object:
     return float(_quantity(value, LENGTH_UNITS, "length")) if isinstance(value, str) else value
 
 
+def electronvolts(value: object) -> object:
+    """An energy as text (`"12.7 keV"`) in eV; anything else is handed on for the model to judge."""
+    return float(_quantity(value, ENERGY_UNITS, "energy")) if isinstance(value, str) else value
+
+
 Seconds = Annotated[float, BeforeValidator(seconds), Field(allow_inf_nan=False)]
 """A time in seconds; text may carry a unit."""
 Bytes = Annotated[int, BeforeValidator(size_in_bytes)]
 """A size in bytes; text may carry a unit."""
 Metres = Annotated[float, BeforeValidator(metres), Field(allow_inf_nan=False)]
 """A length in metres; text may carry a unit."""
+ElectronVolts = Annotated[float, BeforeValidator(electronvolts), Field(allow_inf_nan=False)]
+"""An energy in electronvolts; text may carry a unit."""
 
 
 class Model(BaseModel):
@@ -179,9 +191,9 @@ def _short(value: object) -> str:
 def _plain(value: object) -> object:
     if isinstance(value, (set, frozenset)):
         return sorted(value)
-    item = getattr(value, "item", None)  # numpy scalars
-    if callable(item):
-        return item()
+    listed = getattr(value, "tolist", None)  # numpy scalars and arrays
+    if callable(listed):
+        return listed()
     if isinstance(value, Model):
         return value.plain()
     if hasattr(value, "__fspath__"):

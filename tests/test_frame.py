@@ -26,6 +26,7 @@ any_spec = st.one_of(
     ),
     st.just(FrameSpec("table", (3,), COUNTERS, labels=("a", "b", "c"))),
     st.just(FrameSpec("vector", (100,), np.dtype("f4"))),
+    specs().map(lambda image: FrameSpec.encoded(image, "bslz4", 1000)),
 )
 spec_and_block = specs().flatmap(lambda spec: st.tuples(st.just(spec), blocks(spec)))
 

@@ -16,7 +16,7 @@ from lima2py.acquisition import Acquisition
 from lima2py.detector import Capabilities, Detector, DetectorInfo, Share, Slot
 from lima2py.detector_file import InputFiles
 from lima2py.errors import BadCommand, BadParameter
-from lima2py.frame import Fate
+from lima2py.frame import SIZES, Fate, FrameSpec
 from lima2py.source import PATIENCE
 from lima2py.units import seconds
 
@@ -59,9 +59,13 @@ class Replay(Detector):
     """Take every so manieth recorded frame."""
     last: Annotated[int, Field(ge=0)] | None = None
     """Number of the last recorded frame that may be taken."""
+    encoded: bool = False
+    """Hand frames of HDF5 files on compressed, as they are stored, for `save_raw` and `decode`.
+    Each must be a chunk of its own, compressed with bslz4, bszstd, lz4, gzip or not at all."""
 
     _series: Series | None = PrivateAttr(None)
     _last: float = PrivateAttr(0)
+    _share: Share = PrivateAttr(default_factory=Share)
     _expo_time: float = PrivateAttr(0.0)
     _period: float = PrivateAttr(0.0)
     _offsets: NDArray[np.float64] | None = PrivateAttr(None)
@@ -77,7 +81,7 @@ class Replay(Detector):
         if self._series is None:
             try:
                 paths = expand(self.files)
-                series = Series(paths, self.dataset, self.first, self.step, self.last)
+                series = Series(paths, self.dataset, self.first, self.step, self.last, self.encoded)
             except BadParameter as error:
                 raise BadParameter(f"detector {self._who}, {error}") from error.__cause__
             except UnreadableError as error:
@@ -112,6 +116,13 @@ class Replay(Detector):
         """See `Detector`."""
         return Capabilities(ends=self.loops > 0)
 
+    def describe(self, acquisition: Acquisition) -> FrameSpec:
+        """See `Detector`."""
+        image, series = super().describe(acquisition), self._frames()
+        if series.facts.encoding is None:
+            return image
+        return FrameSpec.encoded(image, series.facts.encoding, series.capacity)
+
     def shortest_period(self, acquisition: Acquisition) -> float:
         """See `Detector`."""
         if isinstance(self.pace, float):
@@ -122,7 +133,7 @@ class Replay(Detector):
         """See `Detector`. nb_frames 0 means all there is."""
         super().prepare(acquisition, share)
         series = self._frames()
-        self._start = None
+        self._start, self._share = None, share
         available = series.count * self.loops if self.loops else math.inf
         if acquisition.nb_frames > available:
             raise BadParameter(
@@ -155,6 +166,7 @@ class Replay(Detector):
         """See `Detector`."""
         room = int(min(slot.room, self._last - slot.index))
         if self.stopping or room <= 0:
+            self._frames().close()
             return None
         due = self._due(slot.index, room)
         if not self.wait(due[0]):
@@ -166,14 +178,17 @@ class Replay(Detector):
             done += self._read(series, slot, done, count)
         unknown = np.isnan(slot.timestamps[:done])
         slot.timestamps[:done][unknown] = self._wall + due[:done][unknown]
+        if self._share.first(slot.index + done) >= self._last:
+            series.close()  # so that others here can open the file as they like
         return done
 
     def _read(self, series: Series, slot: Slot, done: int, count: int) -> int:
         def refuse(offset: int, cause: Fate, why: str) -> None:
             slot.absent(done + offset, cause, self._who, why)
 
-        number = (slot.index + done) % series.count
-        return series.read(number, slot.data[done:count], slot.timestamps[done:count], refuse)
+        number, part = (slot.index + done) % series.count, slice(done, count)
+        sizes = slot.columns.get(SIZES, np.zeros(slot.room, np.uint64))[part]
+        return series.read(number, slot.data[part], slot.timestamps[part], sizes, refuse)
 
     def _due(self, first: int, count: int) -> NDArray[np.float64]:
         """When frames are due, as `time.monotonic()` values."""

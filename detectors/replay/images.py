@@ -8,7 +8,14 @@ from datetime import datetime
 from types import ModuleType
 from typing import Any
 
-from lima2py_detectors.replay.recorded import Facts, FramesFile, Times, UnreadableError, reason
+from lima2py_detectors.replay.recorded import (
+    Facts,
+    FramesFile,
+    Sizes,
+    Times,
+    UnreadableError,
+    reason,
+)
 
 from lima2py.errors import BadParameter
 from lima2py.frame import Array
@@ -37,7 +44,7 @@ class ImageFile(FramesFile):
         except Exception as error:  # fabio and its formats raise anything
             raise UnreadableError(reason(error)) from error
 
-    def read(self, first: int, step: int, out: Array, times: Times) -> None:
+    def read(self, first: int, step: int, out: Array, times: Times, sizes: Sizes) -> None:
         """See `FramesFile`."""
         if self._image is None:
             self._image = _fabio(self.path).open(self.path)

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2py.codec import Encoding
 from lima2py.frame import Array
 
 Times = NDArray[np.float64]
+Sizes = NDArray[np.uint64]
 
 
 class UnreadableError(Exception):
@@ -36,6 +38,8 @@ class Facts:
         period: seconds from frame to frame; None if the file does not say.
         pixel_size: `x, y` in metres; None if the file does not say.
         absent: the frames that were never recorded, and why.
+        encoding: how they are compressed, if they are handed on so; else None.
+        capacity: the most bytes of one that is handed on compressed.
     """
 
     shape: tuple[int, int, int]
@@ -45,9 +49,17 @@ class Facts:
     period: float | None = None
     pixel_size: tuple[float, float] | None = None
     absent: Mapping[int, str] = field(default_factory=dict)
+    encoding: Encoding | None = None
+    capacity: int = 0
+
+    @property
+    def look(self) -> tuple[object, ...]:
+        """What all frames of a series have in common."""
+        return self.shape, self.dtype, self.encoding
 
     def __str__(self) -> str:
-        return f"{' × '.join(map(str, self.shape))} {self.dtype}"
+        encoding = f" {self.encoding}" if self.encoding else ""
+        return f"{' × '.join(map(str, self.shape))} {self.dtype}{encoding}"
 
 
 class FramesFile(ABC):
@@ -65,8 +77,10 @@ class FramesFile(ABC):
         """
 
     @abstractmethod
-    def read(self, first: int, step: int, out: Array, times: Times) -> None:
+    def read(self, first: int, step: int, out: Array, times: Times, sizes: Sizes) -> None:
         """Put the frames `first`, `first + step` ... into `out`, and when they were recorded.
+
+        Of those handed on compressed, also how many bytes they have.
 
         Raises:
             Exception: whatever the library raises when a frame cannot be read.

@@ -15,12 +15,22 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+from lima2py_detectors.replay.encoded import EncodedFile
 from lima2py_detectors.replay.images import ImageFile
-from lima2py_detectors.replay.recorded import Facts, FramesFile, Times, UnreadableError, reason
+from lima2py_detectors.replay.recorded import (
+    Facts,
+    FramesFile,
+    Sizes,
+    Times,
+    UnreadableError,
+    reason,
+)
+from lima2py_detectors.replay.saved import SavedFile
 from lima2py_detectors.replay.stacks import Hdf5File
 
 from lima2py.errors import BadParameter
 from lima2py.frame import Array, Fate
+from lima2py.storage.opened import is_ours
 
 Refuse = Callable[[int, Fate, str], None]
 """Called with a frame's offset, the cause and the detail of why it cannot be had."""
@@ -35,9 +45,11 @@ class Series:
         first: number of the first frame to take.
         step: take every so manieth.
         last: number of the last frame that may be taken; None for no limit.
+        encoded: whether frames are handed on compressed, as they are stored.
 
     Attributes:
         facts: about the first file.
+        capacity: the most bytes of a frame that is handed on compressed.
         count: how many frames are selected.
 
     Raises:
@@ -45,18 +57,28 @@ class Series:
     """
 
     def __init__(
-        self, paths: list[str], dataset: str | None, first: int, step: int, last: int | None
+        self,
+        paths: list[str],
+        dataset: str | None,
+        first: int,
+        step: int,
+        last: int | None,
+        encoded: bool,
     ):
         hdf5 = h5py.is_hdf5(paths[0])
-        self._files: list[FramesFile] = [
-            Hdf5File(path, dataset) if hdf5 else ImageFile(path) for path in paths
-        ]
+        if encoded and not hdf5:
+            raise UnreadableError(
+                f"{paths[0]} is no HDF5 file, of which alone frames are handed on compressed; set"
+                " encoded: false"
+            )
+        self._files = [_file(path, dataset, encoded, hdf5) for path in paths]
         self._facts = [self._look(self._files[0])]
         self.facts = self._facts[0]
         if hdf5 or self.facts.count > 1:
             self._facts += [self._look(file) for file in self._files[1:]]
         else:  # one image a file: looking into thousands of them would take minutes
             self._facts *= len(paths)
+        self.capacity = max(facts.capacity for facts in self._facts)
         self._ends = list(accumulate(facts.count for facts in self._facts))
         self._first, self._step = first, step
         in_all = self._ends[-1] if last is None else min(self._ends[-1], last + 1)
@@ -87,7 +109,7 @@ class Series:
         """Seconds between selected frames as the first file says; None if it does not."""
         return self.facts.period and self.facts.period * self._step
 
-    def read(self, number: int, out: Array, times: Times, refuse: Refuse) -> int:
+    def read(self, number: int, out: Array, times: Times, sizes: Sizes, refuse: Refuse) -> int:
         """Put the selected frames `number` and following into `out`, up to the end of their file.
 
         Returns:
@@ -103,28 +125,36 @@ class Series:
         if file is not self._open:
             self.close()
             self._open = file
-        if (facts.shape, facts.dtype) != (self.facts.shape, self.facts.dtype):
+        if facts.look != self.facts.look:
             for offset in range(count):
                 refuse(offset, Fate.CORRUPT, f"{file.path}: {facts} where {self.facts} is due")
             return count
-        self._read(file, inside, out[:count], times[:count], refuse)
+        self._read(file, inside, out[:count], times[:count], sizes[:count], refuse)
         if facts.absent:
             for offset in range(count):
                 if why := facts.absent.get(inside + offset * self._step):
                     refuse(offset, Fate.DETECTOR_GAP, f"{why} ({file.path})")
         return count
 
-    def _read(self, file: FramesFile, first: int, out: Array, times: Times, refuse: Refuse) -> None:
+    def _read(
+        self,
+        file: FramesFile,
+        first: int,
+        out: Array,
+        times: Times,
+        sizes: Sizes,
+        refuse: Refuse,
+    ) -> None:
         # Decoders raise anything, and one bad frame must not end a run: hence `Exception`.
         try:
-            file.read(first, self._step, out, times)
+            file.read(first, self._step, out, times, sizes)
             return
         except Exception:
             file.close()
         for at in range(len(out)):  # which one is it?
-            frame = first + at * self._step
+            frame, one = first + at * self._step, slice(at, at + 1)
             try:
-                file.read(frame, 1, out[at : at + 1], times[at : at + 1])
+                file.read(frame, 1, out[one], times[one], sizes[one])
             except Exception as error:
                 file.close()
                 refuse(at, Fate.CORRUPT, f"{file.path}, frame {frame}: {reason(error)}")
@@ -134,6 +164,14 @@ class Series:
         if self._open is not None:
             self._open.close()
             self._open = None
+
+
+def _file(path: str, dataset: str | None, encoded: bool, hdf5: bool) -> FramesFile:
+    if not hdf5:
+        return ImageFile(path)
+    if encoded:
+        return EncodedFile(path, dataset)
+    return SavedFile(path) if dataset is None and is_ours(path) else Hdf5File(path, dataset)
 
 
 def expand(patterns: Iterable[str]) -> list[str]:

@@ -13,9 +13,10 @@ from typing import Any
 import h5py
 import hdf5plugin  # noqa: F401  (makes HDF5 read bitshuffle, blosc and the like)
 import numpy as np
-from lima2py_detectors.replay.recorded import Facts, FramesFile, Times, UnreadableError
+from lima2py_detectors.replay.recorded import Facts, FramesFile, Sizes, Times, UnreadableError
+from lima2py_detectors.replay.saved import absences_in
 
-from lima2py.frame import Array, Fate
+from lima2py.frame import Array
 from lima2py.units import LENGTH_UNITS, TIME_UNITS
 
 CHUNK_CACHE = 64 * 2**20
@@ -59,7 +60,7 @@ class Hdf5File(FramesFile):
             self._times,
             _number(places, "frame_time"),
             (x, y) if x and y else None,
-            _absent(places, count),
+            absences_in(self.path, count),
         )
 
     def _open(self) -> Any:
@@ -83,16 +84,19 @@ class Hdf5File(FramesFile):
             )
         return stack
 
-    def read(self, first: int, step: int, out: Array, times: Times) -> None:
+    def read(self, first: int, step: int, out: Array, times: Times, sizes: Sizes) -> None:
         """See `FramesFile`."""
         stack = self._stack if self._file else self._open()
-        frames = np.s_[first : first + (len(out) - 1) * step + 1 : step]
+        frames = np.s_[first : first + len(out) * step : step]
         if stack.ndim == 2:
             stack.read_direct(out[0, 0])
         else:
             stack.read_direct(out if stack.ndim == 4 else out[:, 0], frames)
+        self._put_times(first, step, times)
+
+    def _put_times(self, first: int, step: int, times: Times) -> None:
         if self._times is not None:
-            times[:] = self._times[frames]
+            times[:] = self._times[first : first + len(times) * step : step]
 
     def close(self) -> None:
         """See `FramesFile`."""
@@ -180,15 +184,3 @@ def _times(places: Iterable[Any], count: int) -> Times | None:
     if isinstance(start, str):  # NeXus: seconds after that
         times += datetime.fromisoformat(start).timestamp()
     return times
-
-
-def _absent(places: Iterable[Any], count: int) -> dict[int, str]:
-    """The frames that a file of ours has no data for, and why."""
-    fates = _column(places, count, "frames/fate")
-    if fates is None:
-        return {}
-    codes = fates[()]
-    return {
-        int(frame): f"was {Fate(int(codes[frame])).word} when it was recorded"
-        for frame in np.flatnonzero(codes != Fate.SAVED)
-    }

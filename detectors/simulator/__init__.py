@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from pydantic import Field, PrivateAttr, model_validator
 
 from lima2py.acquisition import Acquisition, TriggerMode
+from lima2py.codec import Codec, bound, codec
 from lima2py.detector import Capabilities, Detector, DetectorInfo, ModulePlace, Share, Slot
 from lima2py.errors import BadCommand, BadParameter, DetectorError
-from lima2py.frame import Array, Fate
+from lima2py.frame import Array, Fate, FrameSpec
 from lima2py.geometry import Roi
 from lima2py.memory import check_available
 from lima2py.source import PATIENCE
@@ -65,6 +66,9 @@ class Simulator(Detector):
     """Rows and columns of modules."""
     gap: tuple[Count, Count] = (0, 0)
     """Pixels between rows and between columns of modules."""
+    encoding: Literal["none", "bslz4"] = "none"
+    """`bslz4`: frames come compressed, as an EIGER sends them; `decode` gives the images back, and
+    `save_raw` keeps them as they are."""
     temperature: float = 25.0
     """Of the sensor, in degrees Celsius."""
 
@@ -104,6 +108,8 @@ class Simulator(Detector):
     _window: Roi | None = PrivateAttr(None)
     _pattern: Pattern | None = PrivateAttr(None)
     _clock: Clock | None = PrivateAttr(None)
+    _codec: Codec | None = PrivateAttr(None)
+    _images: Array = PrivateAttr()
     _faults: dict[int, tuple[Fate, str]] = PrivateAttr(default_factory=dict)
     _faulty: list[int] = PrivateAttr(default_factory=list)
     _wall: float = PrivateAttr(0.0)
@@ -161,6 +167,13 @@ class Simulator(Detector):
             roi=True,
         )
 
+    def describe(self, acquisition: Acquisition) -> FrameSpec:
+        """See `Detector`."""
+        image = super().describe(acquisition)
+        if self.encoding == "none":
+            return image
+        return FrameSpec.encoded(image, self.encoding, bound(self.encoding, image.nbytes))
+
     def prepare(self, acquisition: Acquisition, share: Share) -> Acquisition:
         """See `Detector`."""
         super().prepare(acquisition, share)
@@ -173,6 +186,10 @@ class Simulator(Detector):
             self._window = window
         self._faults = self._plan_faults()
         self._faulty = sorted(self._faults)
+        image = self.describe(acquisition).decoded
+        if image is not None:
+            self._codec = codec(self.encoding)
+            self._images = np.empty((0, *image.image.shape), image.image.dtype)
         return acquisition
 
     def _check_pulses(self, acquisition: Acquisition) -> None:
@@ -249,9 +266,20 @@ class Simulator(Detector):
             times = times[: self.fail_at - slot.index]
         if not times.size:
             return 0
-        count = pattern.write(slot.index, slot.data[: times.size])
+        count = self._write(pattern, slot, times.size)
         slot.timestamps[:count] = self._wall + times[:count]
         self._spoil(slot, count)
+        return count
+
+    def _write(self, pattern: Pattern, slot: Slot, count: int) -> int:
+        """Put frames into a slot; returns how many."""
+        if self._codec is None:
+            return pattern.write(slot.index, slot.data[:count])
+        if len(self._images) < count:
+            self._images = np.empty((count, *self._images.shape[1:]), self._images.dtype)
+        count = pattern.write(slot.index, self._images[:count])
+        for offset in range(count):
+            slot.put(offset, self._codec.encode(self._images[offset]))
         return count
 
     def _wait_for(self, clock: Clock, index: int, room: int) -> NDArray[np.float64]:
@@ -297,4 +325,4 @@ class Simulator(Detector):
 
     def close(self) -> None:
         """See `Detector`."""
-        self._acquisition = self._pattern = self._clock = None
+        self._acquisition = self._pattern = self._clock = self._codec = None

@@ -5,6 +5,9 @@
     lima2py list WHAT       detectors, tasks or graphs
     lima2py info FILE       what is in a file
     lima2py show FILE       a picture of it
+    lima2py export FILE DIR its frames in another format
+    lima2py verify FILE...  whether a file says the truth
+    lima2py recover WHERE   finish the files that a crash left
     lima2py node KIND NAME  one node on this host, for systems of several hosts
 
 Exit status: 0 completed; 1 the run did not complete; 2 refused before anything started; 130
@@ -25,11 +28,11 @@ from typing import Annotated
 
 import typer
 
-from lima2py.control.options import asked_of, find_system, split_set, whole
+from lima2py.control import files
+from lima2py.control.files import INCOMPLETE, REFUSED
+from lima2py.control.options import asked_of, find_system, metadata_of, split_set
 from lima2py.errors import BadParameter, LimaError
 
-INCOMPLETE = 1
-REFUSED = 2
 INTERRUPTED = 130
 
 app = typer.Typer(
@@ -55,7 +58,6 @@ class Kind(StrEnum):
 
 
 Graph = Annotated[str, typer.Argument(help="a graph file, or the name of one: lima2py list graphs")]
-File = Annotated[Path, typer.Argument(metavar="FILE", help="a master, or the file of one node")]
 DetectorName = Annotated[
     str | None,
     typer.Option(
@@ -104,6 +106,14 @@ Output = Annotated[
 Name = Annotated[
     str, typer.Option(metavar="NAME", help="file names begin with it [run]", show_default=False)
 ]
+MetadataOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metadata",
+        metavar="FILE|NAME.PATH=VALUE",
+        help="what is said of the experiment: a YAML file, or sample.name=insulin; may be repeated",
+    ),
+]
 SystemFile = Annotated[
     str | None,
     typer.Option("--system", metavar="FILE", help="which detector, and which nodes run where"),
@@ -135,6 +145,7 @@ def run(
     processing_nodes: ProcessingNodes = None,
     acquisition_nodes: AcquisitionNodes = None,
     set_: Set = None,
+    metadata: MetadataOption = None,
     output: Output = Path(),
     name: Name = "run",
     system: SystemFile = None,
@@ -156,16 +167,21 @@ def run(
     times = {"expo_time": expo_time, "latency_time": latency_time}
     triggers = {"trigger_mode": trigger_mode, "nb_frames_per_trigger": nb_frames_per_trigger}
     asked = asked_of(described, nb_frames=nb_frames, **times, **triggers)
+    told = metadata_of(metadata or [])
     definition = load_graph(graph, overrides)
     if all(place.address is None for place in (*described.acquisition, *described.processing)):
         # What cannot be is refused before a node is started.
-        for warning in Preview.make(described, definition, asked, output, name).warnings:
+        for warning in Preview.make(described, definition, asked, output, name, told).warnings:
             complain(warning)
     console = open_console()
     alone = not described.processing  # then preparing is done here, and must not be torn
     with Interrupts(hold=1 if alone else 0) as interrupts, Session.open(described) as session:
         with preparing(console):
-            hardware = session.prepare(graph=definition, output=output, name=name, **asked)
+            hardware = session.prepare(
+                graph=definition, output=output, name=name, metadata=told, **asked
+            )
+        for warning in session.warnings:
+            complain(warning)
         interrupts.check()
         interrupts.hold = 2  # from now on they stop and abort
         try:
@@ -193,6 +209,7 @@ def check(
     processing_nodes: ProcessingNodes = None,
     acquisition_nodes: AcquisitionNodes = None,
     set_: Set = None,
+    metadata: MetadataOption = None,
     output: Output = Path(),
     name: Name = "run",
     system: SystemFile = None,
@@ -206,8 +223,9 @@ def check(
     times = {"expo_time": expo_time, "latency_time": latency_time}
     triggers = {"trigger_mode": trigger_mode, "nb_frames_per_trigger": nb_frames_per_trigger}
     asked = asked_of(described, nb_frames=nb_frames, **times, **triggers)
+    told = metadata_of(metadata or [])
     definition = load_graph(graph, overrides)
-    preview = Preview.make(described, definition, asked, output, name, measured=True)
+    preview = Preview.make(described, definition, asked, output, name, told, measured=True)
     typer.echo(str(preview))
 
 
@@ -229,35 +247,6 @@ def list_(what: Annotated[Listed, typer.Argument(help="detectors, tasks or graph
     width = max(map(len, found), default=0)
     for name, about in found.items():
         typer.echo(f"{name.ljust(width)}  {about}".rstrip())
-
-
-@app.command()
-def info(
-    file: File,
-    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
-) -> None:
-    """Say what is in a file: frames by fate, shapes, parameters."""
-    from lima2py.storage.describe import describe, describe_plain
-
-    typer.echo(json.dumps(describe_plain(file)) if as_json else describe(file))
-
-
-@app.command()
-def show(
-    file: File,
-    png: Annotated[Path, typer.Option(metavar="OUT", help="the picture to write")],
-    frame: Annotated[
-        str | None, typer.Option(metavar="N", help="its index [the first with data]")
-    ] = None,
-    sum_: Annotated[bool, typer.Option("--sum", help="all frames added up")] = False,
-) -> None:
-    """Draw a frame, or the sum of all, with the ROIs of the run."""
-    from lima2py.storage.picture import draw
-
-    if frame is not None and sum_:
-        raise BadParameter("show: give --frame or --sum, not both")
-    draw(file, png, frame=None if frame is None else whole("--frame", frame), total=sum_)
-    typer.echo(str(png))
 
 
 @app.command()
@@ -288,6 +277,10 @@ def node(
     logging.basicConfig(format=f"%(asctime)s {name} %(levelname)s %(message)s")
     served = KINDS[kind](name, host=host, isolated=isolated)
     serve(served, listen, announce=lambda address: typer.echo(f"{kind} node {name} at {address}"))
+
+
+for about_files in (files.info, files.show, files.export_, files.verify, files.recover):
+    app.command(about_files.__name__.strip("_"))(about_files)
 
 
 def main() -> None:

@@ -38,6 +38,27 @@ def split_set(texts: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     return graph, detector
 
 
+def metadata_of(texts: list[str]) -> dict[str, Any]:
+    """`--metadata` texts, files and values, as one tree; what comes later goes over the rest.
+
+    Raises:
+        BadParameter: if a file cannot be read, or holds what there is not.
+    """
+    from lima2py.metadata import merged, read_metadata
+
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            found = merged(found, read_metadata(Path(text)))
+            continue
+        tree = plain(value)
+        for step in reversed(key.strip().split(".")):
+            tree = {step: tree}
+        found = merged(found, tree)
+    return found
+
+
 def find_system(
     file: str | None,
     detector: str | None,
@@ -94,3 +115,18 @@ def whole(option: str, text: str) -> int:
     if type(value) is not int:
         raise BadParameter(f"{option}: should be a whole number; given: {text}")
     return value
+
+
+def stretch(option: str, text: str) -> tuple[int | None, int | None]:
+    """The two ends of `A:B`, of which either may be left out.
+
+    Raises:
+        BadParameter: if it is none, or holds nothing.
+    """
+    ends = text.split(":")
+    if len(ends) != 2 or not all(end == "" or end.isdecimal() for end in ends):
+        raise BadParameter(f"{option}: should be like 10:20, 10: or :20; given: {text}")
+    first, end = (int(part) if part else None for part in ends)
+    if end is not None and (first or 0) >= end:
+        raise BadParameter(f"{option} {text}: holds no frame, since it ends before {end}")
+    return first, end

@@ -18,9 +18,11 @@ from lima2py.graph.definition import GraphDefinition
 from lima2py.graph.measure import Speed, measure
 from lima2py.graph.plan import Plan, plan_run
 from lima2py.memory import MemorySettings, RingShape
+from lima2py.metadata import Metadata
 from lima2py.session.session import check_name
 from lima2py.session.system import System
 from lima2py.storage.reserve import settle
+from lima2py.storage.space import Need, needs, shortages
 from lima2py.units import as_size, as_time
 
 DEFAULT_FRAMES = 100
@@ -33,7 +35,8 @@ class Preview:
     Attributes:
         plan: of the graph, for the frames of the detector.
         ring: of the first acquisition node.
-        paths: by sink, the path its files begin with.
+        needs: of every sink, what it will write.
+        shortages: warnings of disks that have too little room, seen from this host.
         nb_frames: that are asked for; 0 if nobody knows.
         asked: frames a second the detector will deliver at most; 0 if nobody knows.
         nodes: how many share the work.
@@ -42,7 +45,8 @@ class Preview:
 
     plan: Plan
     ring: RingShape
-    paths: Mapping[str, Path]
+    needs: list[Need]
+    shortages: list[str]
     nb_frames: int
     asked: float
     nodes: int
@@ -56,6 +60,7 @@ class Preview:
         asked: Mapping[str, Any],
         output: Path,
         name: str,
+        metadata: Mapping[str, Any],
         *,
         measured: bool = False,
     ) -> Self:
@@ -67,6 +72,7 @@ class Preview:
             asked: the fields of the acquisition.
             output: the folder for the files.
             name: of the run.
+            metadata: that are given for it.
             measured: whether to measure how fast the graph runs on this machine.
 
         Raises:
@@ -74,22 +80,28 @@ class Preview:
         """
         check_name(name)
         acquisition = Acquisition.load(asked, "acquisition")
+        told = Metadata.of_run(system.metadata, metadata)
         lead = system.acquisition[0] if system.acquisition else None
         memory = MemorySettings.load(system.memory_of(lead), "memory")
         with opened_detector(system) as detector:
             shares = max(1, len(system.processing)) * max(1, len(system.acquisition))
             plan, ring = plan_run(detector, acquisition, graph, memory.ring, shares)
             period = detector.shortest_period(acquisition)
+            told.geometry.check(detector.info.pixel_size)
+        output = Path(os.path.abspath(os.path.expanduser(output)))
         try:
             paths = settle(plan.sinks, output, name, run="{run}")
         except BadParameter as error:
             raise BadGraph(f"{graph.where}, {error}") from None
         speed = None
         if measured:
-            speed = measure(graph, plan.spec, ring.frames, output.absolute(), acquisition)
+            speed = measure(graph, plan.spec, ring.frames, output, acquisition)
         nodes = max(1, len(system.processing))
         rate = 1 / period if period else 0.0
-        return cls(plan, ring, paths, acquisition.nb_frames, rate, nodes, speed)
+        wanted = needs(plan.sinks, plan.specs, paths, acquisition.nb_frames)
+        here = lead is None or lead.address is None
+        short = shortages(wanted) if here else []
+        return cls(plan, ring, wanted, short, acquisition.nb_frames, rate, nodes, speed)
 
     @property
     def warnings(self) -> list[str]:
@@ -115,12 +127,12 @@ class Preview:
         ]
         if self.plan.group > 1:
             lines.append(f"group: every {self.plan.group} frames in a row go to one node")
-        lines += [f"{sink} writes {path}_master.h5" for sink, path in self.paths.items()]
-        if not self.paths:
+        lines += map(str, self.needs)
+        if not self.needs:
             lines.append("the graph has no sink: nothing will be written")
         if self.plan.taps:
             lines.append(f"taps: {', '.join(self.plan.taps)}")
-        lines += self.warnings
+        lines += [*self.warnings, *self.shortages]
         if self.speed is not None:
             lines += self._costs(self.speed)
         return "\n".join(lines)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from time import perf_counter
 
 from lima2py.errors import LimaError, in_words
-from lima2py.frame import Absence, Block, Fate, FrameSpec
+from lima2py.frame import Absence, Array, Block, Fate, FrameSpec
 from lima2py.graph.passed import Passed, by_frame, keep_worst, unsaved
 from lima2py.graph.plan import Plan, Step
 from lima2py.graph.promise import BrokenPromise, check_promise
@@ -53,7 +53,7 @@ class Flow:
         self.recent = {
             step.name: Recent(step.spec)
             for step in plan.steps
-            if step.spec.kind != "dense" and not isinstance(step.task, Sink)
+            if step.spec.kind not in ("dense", "encoded") and not isinstance(step.task, Sink)
         }
         self.spent = [0.0] * len(plan.passes)
         self.exhausted: Set[int] = frozenset()
@@ -73,8 +73,9 @@ class Flow:
         try:
             for step in plan.steps:
                 started.append(step)
+                maps = self._maps_before(step) if isinstance(step.task, Sink) else None
                 try:
-                    step.task.start(run.of_task(step.name, step.spec.span))
+                    step.task.start(run.of_task(step.name, step.spec.span, maps))
                 except Exception as error:
                     raise _of_task(step.name, error) from error
             self._fused = [self._fuse(shared) for shared in plan.passes]
@@ -98,8 +99,9 @@ class Flow:
             elif isinstance(step.task, Sink):
                 values[shared[0] + 1] = given = self._given(step)
                 if given.count:
+                    others = self._others(step)
                     try:
-                        rows[self._track[step.name] - 1] = step.task.write(given)
+                        rows[self._track[step.name] - 1] = step.task.write(given, *others)
                     except RAISED as error:
                         failed[step.name] = self._not_saved(step.name, error, given)
             else:
@@ -155,6 +157,11 @@ class Flow:
         return self._told.lines()
 
     @property
+    def remarks(self) -> list[str]:
+        """What the sinks want the user to know, though nothing went wrong."""
+        return [f'sink "{name}": {text}' for name, sink in self._sinks for text in sink.remarks]
+
+    @property
     def files(self) -> dict[str, list[str]]:
         """The files written so far, by sink."""
         return {name: sink.files for name, sink in self._sinks}
@@ -195,11 +202,21 @@ class Flow:
                 found = found.refuse(others)
         return found
 
+    def _others(self, step: Step) -> list[Block]:
+        """What comes in besides the first."""
+        others = [self._values[source] for source in step.sources[1:]]
+        return [other for other in others if other is not None]
+
+    def _maps_before(self, step: Step) -> Mapping[str, Array]:
+        """The arrays that belong to what a sink is given."""
+        found: dict[str, Array] = {}
+        for source in step.sources:
+            found.update(self.plan.steps[source - 1].task.maps if source else {})
+        return found
+
     def _one(self, step: Step) -> Block:
         """A block through one task."""
-        given = self._given(step)
-        others = [self._values[source] for source in step.sources[1:]]
-        return self._try(step, [given, *(other for other in others if other is not None)])
+        return self._try(step, [self._given(step), *self._others(step)])
 
     def _try(self, step: Step, given: Sequence[Block]) -> Block:
         if given[0].data is None and not step.task.takes_absent:
@@ -279,6 +296,9 @@ class Flow:
         if given is not None:
             frames = _of_detector(range(given.index, given.end), given.spec.span)
         self._told.add(f'sink "{name}":', said.detail, frames)
+        if self.plan.sinks[name].if_fails == "stop" and name not in self._stopped_by:
+            self._stopped_by.add(name)
+            self._run.stop(f'sink "{name}": {said.detail}')
         return said
 
     def _note_absences(self, block: Block, failed: Mapping[str, Absence]) -> None:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
+from typing import cast
 
 import numpy as np
 
 from lima2py.acquisition import Acquisition, Parameters
-from lima2py.frame import Array, Block, FrameSpec
+from lima2py.codec import Encoding, codec
+from lima2py.frame import SIZES, Array, Block, FrameSpec
 from lima2py.graph.definition import GraphDefinition
 from lima2py.graph.flow import Flow
 from lima2py.graph.plan import Plan
@@ -68,7 +70,7 @@ def measure(
         LimaError: if a task cannot start.
     """
     plan = Plan.make(definition, spec)
-    data = _made_up(spec, frames)
+    block = _made_up(spec, frames)
     there = next(place for place in (folder, *folder.parents) if place.is_dir())
     with tempfile.TemporaryDirectory(prefix=".lima2py-", dir=there) as scratch:
         paths = {name: f"{scratch}/{name}" for name in plan.sinks}
@@ -76,7 +78,7 @@ def measure(
         run = RunContext("0" * 32, "check", parameters=told, paths=paths, frames_per_block=frames)
         flow = Flow(plan, run, 1)
         try:
-            spent, flushed, count = _timed(flow, spec, data)
+            spent, flushed, count = _timed(flow, block)
         finally:
             flow.finish()
     names = [" + ".join(plan.steps[number].name for number in shared) for shared in plan.passes]
@@ -86,16 +88,16 @@ def measure(
     return Speed(count, seconds, flow.errors)
 
 
-def _timed(flow: Flow, spec: FrameSpec, data: Array) -> tuple[list[float], float, int]:
+def _timed(flow: Flow, block: Block) -> tuple[list[float], float, int]:
     """Seconds by pass, seconds of flushing, and for how many frames."""
-    frames = len(data)
-    flow.process(Block(spec, 0, frames, data))  # the first is slow: memory is fetched
+    frames = block.count
+    flow.process(block)  # the first is slow: memory is fetched
     flow.collect(idle=True)
     before, flushed, blocks = list(flow.spent), 0.0, 0
     end = perf_counter() + SECONDS
     while blocks < BLOCKS and perf_counter() < end:
         blocks += 1
-        flow.process(Block(spec, blocks * frames, frames, data))
+        flow.process(replace(block, index=blocks * frames))
         began = perf_counter()
         flow.collect(idle=True)
         flushed += perf_counter() - began
@@ -103,7 +105,18 @@ def _timed(flow: Flow, spec: FrameSpec, data: Array) -> tuple[list[float], float
     return spent, flushed, blocks * frames
 
 
-def _made_up(spec: FrameSpec, frames: int) -> Array:
+def _made_up(spec: FrameSpec, frames: int) -> Block:
+    if spec.decoded is None:
+        return Block(spec, 0, frames, _pixels(spec, frames))
+    compress = codec(cast("Encoding", spec.decoded.encoding)).encode
+    payloads = [bytes(compress(image)) for image in _pixels(spec.decoded.image, frames)]
+    data = np.zeros((frames, *spec.shape), np.uint8)
+    for room, payload in zip(data, payloads, strict=True):
+        room[: len(payload)] = np.frombuffer(payload, np.uint8)[: len(room)]
+    return Block(spec, 0, frames, data, columns={SIZES: np.array([*map(len, payloads)], "u8")})
+
+
+def _pixels(spec: FrameSpec, frames: int) -> Array:
     rng = np.random.default_rng(0)
     one = rng.random(spec.shape, np.float32)
     image = one < _PHOTONS if spec.dtype.kind in "iub" else one

@@ -89,6 +89,7 @@ class Plan:
             try:
                 given = [specs[source] for source in sources]
                 _check_spans(entry.inputs, given)
+                _check_encoded(entry.task, entry.inputs, given)
                 entry.task.know_inputs(entry.inputs)
                 out = entry.task.prepare(*given)
             except BadParameter as error:
@@ -238,6 +239,16 @@ def _check_spans(names: Sequence[str], specs: Sequence[FrameSpec]) -> None:
             f"from: the inputs must stand for equally many frames of the detector each ({said});"
             " accumulate both alike, or use one of them only"
         )
+
+
+def _check_encoded(task: Task, names: Sequence[str], specs: Sequence[FrameSpec]) -> None:
+    """Most tasks need to see pixels."""
+    for name, spec in zip(names, specs, strict=True):
+        if spec.decoded is not None and not task.takes_encoded:
+            raise BadParameter(
+                f"from: the frames of {name} come compressed ({spec.decoded.encoding}), and this"
+                " needs pixels; put decode before it (save_raw saves them as they are)"
+            )
 
 
 def _passes(steps: Sequence[Step]) -> tuple[tuple[int, ...], ...]:

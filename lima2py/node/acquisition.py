@@ -45,6 +45,7 @@ class AcquisitionNode(Node):
             "stop": lambda run: self._run(run).stop(),
             "abort": lambda run: self._run(run).abort(),
             "trigger": lambda: self.detector.trigger(),
+            "log": lambda run, **said: self._run(run).observer.logbook.note(**said),
             "report": lambda run: self._run(run).report(),
             "nodes_lost": lambda run, reasons: self._run(run).lose_nodes(reasons),
             "source_lost": lambda run, rank: self._run(run).lose_source(rank),

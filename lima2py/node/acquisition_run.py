@@ -7,6 +7,7 @@ other acquisition nodes after it, and writes the masters.
 from __future__ import annotations
 
 import contextlib
+import platform
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -20,12 +21,14 @@ from lima2py.detector import Detector, Share
 from lima2py.errors import BadCommand, LimaError, in_words
 from lima2py.frame import Absence, Fate
 from lima2py.graph.flow import Flow
-from lima2py.graph.plan import plan_run
+from lima2py.graph.plan import Plan, plan_run
 from lima2py.graph.recent import Recent
-from lima2py.memory import Heap, MemorySettings, Ring, Shared, Spare
+from lima2py.memory import Heap, MemorySettings, Ring, RingShape, Shared, Spare
+from lima2py.metadata import Metadata
 from lima2py.node.ledger import Ledger
 from lima2py.node.life import Outcome, State, worst
 from lima2py.node.node import Node
+from lima2py.node.observe import Observer
 from lima2py.node.orders import (
     AcquisitionOrder,
     AcquisitionReady,
@@ -37,8 +40,11 @@ from lima2py.node.orders import (
 from lima2py.node.outlet import Inline, Outlet
 from lima2py.node.readout import Readout
 from lima2py.node.run import Run
-from lima2py.storage.master import write_master
+from lima2py.storage.master import Ending
+from lima2py.storage.masters import Previews, write_masters
 from lima2py.storage.reserve import Reservation, reserve
+from lima2py.storage.space import needs, shortages
+from lima2py.storage.virtual import MAX_MAPPINGS
 from lima2py.transport import wire
 from lima2py.transport.push import STALL, Books, Push, Receiver, Settled
 from lima2py.transport.sockets import connect, new_socket
@@ -55,6 +61,20 @@ OUR_FAULT = (
 KEPT_RANGES = 1000
 
 
+def _shared_group(plan: Plan, shape: RingShape, nb_frames: int, shares: int) -> int:
+    """How many consecutive frames one node gets: a block at least.
+
+    Sparse frames of several nodes are shown in order by a list of stretches, which must stay short:
+    there the groups are longer, as far as the ring holds two for every node.
+    """
+    group = max(plan.group, shape.frames // plan.group * plan.group)
+    if shares > 1 and any(plan.specs[sink].kind == "sparse" for sink in plan.sinks):
+        wanted = -(-nb_frames // MAX_MAPPINGS)
+        room = shape.slots * shape.frames // (2 * shares)
+        group = max(group, min(wanted, room) // group * group)
+    return group
+
+
 class AcquisitionRun(Run):
     """Detector → outlet."""
 
@@ -65,10 +85,11 @@ class AcquisitionRun(Run):
         shares = max(1, order.nodes) * order.size
         plan, shape = plan_run(detector, asked, read_graph(order.graph), settings.ring, shares)
         super().__init__(order.run, node.who, plan)
-        group = order.group or max(plan.group, shape.frames // plan.group * plan.group)
+        group = order.group or _shared_group(plan, shape, asked.nb_frames, shares)
         self.order = order
         self.detector = detector
         self.masters: dict[str, str] = {}
+        self.remarks: list[str] = []
         self._node = node
         self._share = Share(order.rank, order.size, group)
         self._lead_books: str | None = None
@@ -79,7 +100,9 @@ class AcquisitionRun(Run):
         self._books: Books | None = None
         self._ring: Ring | None = None
         self._reserved: Reservation | None = None
-        self._began = False
+        self._warnings: list[str] = []
+        self.observer = Observer(node, detector, self.status, self.errors.append, order.size == 1)
+        Metadata.load(order.metadata, "metadata").geometry.check(detector.info.pixel_size)
         try:
             hardware = detector.prepare(asked, self._share)
             self._ring = Ring(
@@ -90,6 +113,7 @@ class AcquisitionRun(Run):
                 self._books = Books(node.context, node.addresses("books"))
             if order.rank == 0:  # last, since it may clear away the files of an older run
                 self._reserved = reserve(plan.sinks, Path(order.output), order.name, order.run)
+                self._warnings = self._look_for_room(hardware)
             self.ready = self._answer(hardware)
             self.readout = Readout(
                 detector, hardware, plan.spec, self._ring, self._share, plan.group
@@ -111,6 +135,7 @@ class AcquisitionRun(Run):
         return AcquisitionReady(
             rank=order.rank,
             host=self._node.identity,
+            hostname=platform.node(),
             addresses=self._books.addresses if self._books else [],
             spec=self.plan.spec.plain(),
             group=self._share.group,
@@ -127,11 +152,18 @@ class AcquisitionRun(Run):
                 pipeline=self.plan.plain(),
             ),
             detector=described,
+            metadata=self.order.metadata,
             rois=self.plan.rois,
             plan=self.plan.table(),
             taps=list(self.plan.taps),
             started=time.time(),
+            warnings=self._warnings,
         )
+
+    def _look_for_room(self, hardware: Acquisition) -> list[str]:
+        assert self._reserved is not None  # noqa: S101 - for the type checker
+        paths = {sink: Path(path) for sink, path in self._reserved.paths.items()}
+        return shortages(needs(self.plan.sinks, self.plan.specs, paths, hardware.nb_frames))
 
     def connect(self, order: ConnectOrder) -> None:
         """Meet the processing nodes."""
@@ -150,6 +182,7 @@ class AcquisitionRun(Run):
                 )
             )
             self._files[ready.rank] = ready.files
+            self.observer.names[ready.rank] = ready.name
         self._outlet = Push(
             self._node.context,
             self._books,
@@ -160,6 +193,7 @@ class AcquisitionRun(Run):
             list(self.plan.sink_spans.values()),
             self.ask_stop,
         )
+        self._outlet.on_statistics = self.observer.take
         if self.order.rank:
             same_host = order.books_host == self._node.identity
             self._lead_books = pick_address(order.books, same_host)
@@ -172,7 +206,7 @@ class AcquisitionRun(Run):
         """
         if self._outlet is None:
             raise BadCommand(f"{self.who} was prepared but is not connected to processing nodes")
-        self._began = True
+        self.observer.start(self._outlet)
         super().start()
 
     def stop(self) -> None:
@@ -218,6 +252,10 @@ class AcquisitionRun(Run):
         """Frames from the detector to the outlet, until all are settled; then the books."""
         assert self._outlet is not None  # noqa: S101 - start has checked it
         outlet = self._outlet
+        previews = None
+        if self.order.rank == 0:
+            logs = self.observer.logbook.series
+            previews = Previews(self.plan.sinks, self.ready.paths, logs)
         broken = False
         try:
             self.detector.start()
@@ -226,6 +264,8 @@ class AcquisitionRun(Run):
                     self.ledger.acquired(block.end)
                     outlet.process(block, self.readout.slot)
                 self._settle(outlet.collect(idle=block is None))
+                if previews is not None:
+                    previews.refresh()
             ended = self.readout.ended
         except BaseException as error:  # whatever it is, the frames must be accounted for
             broken = True
@@ -237,7 +277,10 @@ class AcquisitionRun(Run):
         self.detector.stop()
         for settled in outlet.drain():
             self._settle(settled)
+            if previews is not None:
+                previews.refresh()
         self.errors += outlet.errors
+        self.remarks += outlet.remarks
         return self._close_books(ended, broken)
 
     def _settle(self, settled: Iterable[Settled]) -> None:
@@ -272,6 +315,7 @@ class AcquisitionRun(Run):
         accounts = self._gather_accounts()
         for account in accounts:
             self.ledger.merge(account.ledger)
+            self.observer.logbook.merge(account.logs)
             self.errors += [text for text in account.errors if text not in self.errors]
             outcome = worst([outcome, Outcome(account.outcome)])
         for rank in (0, *(account.source for account in accounts)):
@@ -296,8 +340,9 @@ class AcquisitionRun(Run):
         socket = new_socket(self._node.context, zmq.PUSH, hwm=0)
         try:
             connect(socket, self._lead_books)
+            logs, ledger = self.observer.close(), self.ledger.pack()
             account = wire.Account(
-                self.run, self.order.rank, self.ledger.pack(), outcome.value, self.errors
+                self.run, self.order.rank, ledger, outcome.value, self.errors, logs
             )
             socket.send(wire.encode(account))
         finally:
@@ -320,25 +365,16 @@ class AcquisitionRun(Run):
         if isinstance(self._outlet, Push):
             for rank, closed in self._outlet.closed.items():
                 self._files[rank] = closed.files
-        context = context_of(self.ready, self.order, self._node.name)
-        for name in self.plan.sinks:
-            try:
-                written = write_master(
-                    self.ready.paths[name],
-                    self.ledger.table(name),
-                    {rank: files[name] for rank, files in self._files.items()},
-                    self.plan.specs[name],
-                    context.of_task(name, self.plan.sink_spans[name]),
-                    outcome=outcome.value,
-                    errors=self.errors,
-                )
-                self.masters[name] = written.path
-                self.errors += written.problems
-                if written.problems:
-                    outcome = worst([outcome, Outcome.FAILED])
-            except Exception as error:
-                self.errors.append(f'{self.who}: the master of "{name}": {error}')
-                outcome = worst([outcome, Outcome.FAILED])
+        self.masters, problems = write_masters(
+            self.plan.sinks,
+            context_of(self.ready, self.order, self._node.name),
+            {name: self.ledger.table(name) for name in self.plan.sinks},
+            self._files,
+            Ending(outcome.value, self.errors, self.observer.close()),
+        )
+        if problems:
+            self.errors += [f"{self.who}: {text}" for text in problems]
+            outcome = worst([outcome, Outcome.FAILED])
         return outcome
 
     def status(self) -> dict[str, Any]:
@@ -373,18 +409,20 @@ class AcquisitionRun(Run):
             "absences": self.ledger.ranges()[:KEPT_RANGES],
             "masters": dict(self.masters),
             "errors": list(self.errors),
+            "remarks": list(self.remarks),
             "seconds": self.seconds,
             "ring_bytes": self.ready.ring.slots * self.ready.ring.stride,
         }
 
     def close(self) -> None:
         """See `Run.close`."""
+        self.observer.stop()
         if self._outlet is not None:
             self._outlet.close()
         if self._books is not None:
             self._books.close()
         if self._ring is not None:
             self._ring.close()
-        if self._reserved is not None and not self._began:
+        if self._reserved is not None:
             self._reserved.release()
             self._reserved = None

@@ -48,6 +48,7 @@ class AcquisitionOrder(msgspec.Struct, frozen=True):
     detector: DetectorOrder
     requested: dict[str, Any]
     memory: dict[str, Any]
+    metadata: dict[str, Any]
     nodes: int
     rank: int = 0
     size: int = 1
@@ -59,6 +60,7 @@ class AcquisitionReady(msgspec.Struct, frozen=True):
 
     rank: int
     host: str
+    hostname: str
     addresses: list[str]
     spec: dict[str, Any]
     group: int
@@ -67,10 +69,12 @@ class AcquisitionReady(msgspec.Struct, frozen=True):
     paths: dict[str, str]
     parameters: Parameters
     detector: dict[str, Any]
+    metadata: dict[str, Any]
     rois: dict[str, tuple[int, int, int, int]]
     plan: str
     taps: list[str]
     started: float
+    warnings: list[str]
 
 
 class ProcessingOrder(msgspec.Struct, frozen=True):
@@ -127,6 +131,8 @@ def context_of(
         detector=lead.detector,
         parameters=lead.parameters,
         graph=order.graph.text,
+        metadata=lead.metadata,
+        host=lead.hostname,
         started=lead.started,
         paths=lead.paths,
         frames_per_block=lead.ring.frames,

@@ -19,6 +19,10 @@ class Outlet(Protocol):
         """What went wrong so far."""
 
     @property
+    def remarks(self) -> list[str]:
+        """What the user should know when all is done, though nothing went wrong."""
+
+    @property
     def still_open(self) -> list[int]:
         """The first frames of the blocks that are not settled. From any thread."""
 
@@ -49,6 +53,11 @@ class Inline:
     def errors(self) -> list[str]:
         """See `Outlet`."""
         return self.flow.errors
+
+    @property
+    def remarks(self) -> list[str]:
+        """See `Outlet`."""
+        return self.flow.remarks
 
     @property
     def still_open(self) -> list[int]:

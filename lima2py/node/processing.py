@@ -16,6 +16,7 @@ from lima2py.graph.recent import Recent
 from lima2py.memory import MemorySettings
 from lima2py.node.life import Outcome
 from lima2py.node.node import Node, forget_ended
+from lima2py.node.observe import Effort
 from lima2py.node.orders import (
     ProcessingOrder,
     ProcessingReady,
@@ -73,18 +74,23 @@ class ProcessingRun(Run):
 
     def loop(self) -> Outcome:
         """Blocks through the graph until every acquisition node has said its end."""
+        effort = Effort(self.flow)
         try:
             for block in self.pull:
                 if block is not None:
                     self.flow.process(block)
                 if done := self.flow.collect(idle=block is None):
                     self.pull.acknowledge(done)
+                if effort.is_due:
+                    self.pull.report(*effort.report())
         except BaseException as error:  # others take over at once when they are told
-            self.pull.farewell(self.flow.files, [f"{self.who}: {in_words(error)}"])
+            self.pull.farewell(self.flow.files, [f"{self.who}: {in_words(error)}"], [])
             raise
         self.pull.acknowledge(self.flow.finish())
+        self.pull.report(*effort.report())
         self.errors += [f"{self.who}: {text}" for text in self.flow.errors]
-        self.pull.farewell(self.flow.files, self.errors)
+        remarks = [f"{self.who}: {text}" for text in self.flow.remarks]
+        self.pull.farewell(self.flow.files, self.errors, remarks)
         if self.pull.discarded:
             return Outcome.ABORTED
         return Outcome.FAILED if self.flow.failures else Outcome.COMPLETED

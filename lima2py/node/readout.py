@@ -14,7 +14,7 @@ import numpy as np
 from lima2py.acquisition import Acquisition, TriggerMode
 from lima2py.detector import Detector, Share, Slot
 from lima2py.errors import DetectorError
-from lima2py.frame import Array, Block, Fate, FrameSpec
+from lima2py.frame import SIZES, Absence, Array, Block, Fate, FrameSpec
 from lima2py.memory import Ring
 from lima2py.source import Source
 
@@ -62,6 +62,8 @@ class Readout(Source):
         self._columns = {
             name: np.dtype(dtype) for name, dtype in detector.capabilities.columns.items()
         }
+        if spec.kind == "encoded":
+            self._columns[SIZES] = np.dtype(np.uint64)
 
     def __iter__(self) -> Iterator[Block | None]:
         """Blocks until the last frame, a stop, or the detector's end; None when nothing came."""
@@ -121,7 +123,20 @@ class Readout(Source):
         absences = {at: said for at, said in slot.absences.items() if at < count}
         data = slot.data[:count] if len(absences) < count else None
         origin = (self._share.rank, 0)
-        return Block(self.spec, slot.index, count, data, absences, columns, origin)
+        block = Block(self.spec, slot.index, count, data, absences, columns, origin)
+        return block.refuse(self._unfit(block)) if self.spec.kind == "encoded" else block
+
+    def _unfit(self, block: Block) -> dict[int, Absence]:
+        """The encoded frames of a size that cannot be: nobody after this should meet them."""
+        encoding, image = self.spec.decoded or ("none", self.spec)
+        least, most = (image.nbytes,) * 2 if encoding == "none" else (1, self.spec.nbytes)
+        sizes = block.columns[SIZES]
+        wrong = np.flatnonzero(block.present & ((sizes < least) | (sizes > most)))
+        who = self._detector.info.name
+        return {
+            at: Absence(Fate.CORRUPT, who, f"{sizes[at]} bytes came, of {least} to {most}")
+            for at in wrong.tolist()
+        }
 
     def _why_ended(self) -> tuple[Fate, str]:
         if self._detector.stopping:

@@ -10,6 +10,7 @@ import msgspec
 from lima2py.acquisition import Acquisition
 from lima2py.errors import LimaError, NodeError
 from lima2py.graph.definition import GraphDefinition
+from lima2py.metadata import Metadata
 from lima2py.node.acquisition import AcquisitionNode
 from lima2py.node.orders import (
     AcquisitionOrder,
@@ -83,7 +84,13 @@ class Fleet:
             child.wait_ready()
 
     def prepare(
-        self, run: str, name: str, graph: GraphDefinition, output: str, asked: Acquisition
+        self,
+        run: str,
+        name: str,
+        graph: GraphDefinition,
+        output: str,
+        asked: Acquisition,
+        metadata: Metadata,
     ) -> AcquisitionReady:
         """Make all nodes, which were started, ready for a run and let them meet.
 
@@ -93,6 +100,7 @@ class Fleet:
             graph: what is to be done.
             output: the folder for the files.
             asked: what the detector shall do.
+            metadata: what the user says of the experiment.
 
         Returns:
             What the acquisition node that keeps the books answered.
@@ -110,6 +118,7 @@ class Fleet:
                 detector=DetectorOrder(system.detector, system.set, str(system.base)),
                 requested=asked.model_dump(mode="json", by_alias=True, exclude_unset=True),
                 memory=system.memory_of(place),
+                metadata=metadata.plain(),
                 nodes=len(self.processing),
                 rank=rank,
                 size=len(self.acquisition),

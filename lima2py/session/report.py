@@ -27,6 +27,7 @@ class Report:
         sinks: for every sink, frames by fate.
         masters: for every sink, the path of its master file.
         errors: what went wrong, in words.
+        remarks: what else one should know, though nothing went wrong.
         seconds: from start to the last file closed.
         ring: bytes of the rings of all acquisition nodes.
         memory: by node, the most private memory seen, in bytes.
@@ -43,6 +44,7 @@ class Report:
     sinks: dict[str, dict[str, int]] = field(default_factory=dict)
     masters: dict[str, str] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
     seconds: float = 0.0
     ring: int = 0
     memory: dict[str, int] = field(default_factory=dict)
@@ -68,6 +70,7 @@ class Report:
             sinks=told["sinks"],
             masters=told["masters"],
             errors=_once([*told["errors"], *more]),
+            remarks=told["remarks"],
             seconds=told["seconds"],
             ring=told["ring_bytes"],
             memory=memory,
@@ -81,7 +84,7 @@ class Report:
     def plain(self) -> dict[str, Any]:
         """The report as one JSON object."""
         names = ("outcome", "asked", "saved", "rejected", "absent", "masters", "errors", "seconds",
-                 "run", "name", "sinks", "absences", "ring", "memory")  # fmt: skip
+                 "run", "name", "sinks", "absences", "remarks", "ring", "memory")  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
     def __str__(self) -> str:
@@ -100,6 +103,7 @@ class Report:
                 else "  no master file was written; what nodes had saved lies in files of their own"
             )
         lines += ["  error: " + text.replace("\n", "\n    ") for text in self.errors]
+        lines += [f"  note: {text}" for text in self.remarks]
         return "\n".join(lines)
 
     def _causes(self) -> str:

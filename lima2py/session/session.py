@@ -13,16 +13,18 @@ status several times a second, which is the heartbeat too, and tells the others 
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, SupportsFloat
 
 from lima2py.acquisition import Acquisition
 from lima2py.errors import BadCommand, BadParameter, LimaError, did_you_mean
 from lima2py.frame import Frame
 from lima2py.graph.definition import GraphDefinition, load_graph, parse_graph
+from lima2py.metadata import Metadata
 from lima2py.node.life import State
 from lima2py.session.fleet import Fleet
 from lima2py.session.follow import Ranges, frames_of, streamed, tapped
@@ -41,6 +43,8 @@ class Session:
         self.system = system
         self.plan = ""
         """The plan of the prepared run, as a table for a person."""
+        self.warnings: list[str] = []
+        """What may go wrong with the prepared run, in words: a disk that has too little room."""
         self.run = ""
         """Id of the prepared, running or last run."""
         self._name = ""
@@ -87,6 +91,7 @@ class Session:
         output: str | Path = ".",
         name: str = "run",
         overrides: Mapping[str, Any] | None = None,
+        metadata: Mapping[str, Any] | None = None,
         **acquisition: Any,
     ) -> Acquisition:
         """Make everything ready for one run; starts the nodes the first time.
@@ -97,6 +102,8 @@ class Session:
             output: the folder for the files.
             name: what to call the run; file names begin with it.
             overrides: parameters of the graph to replace: `{"view.by": [4, 4]}`.
+            metadata: the fields of `Metadata`: title, sample, instrument, user, notes, geometry;
+                they go over those of the system file, key by key.
             acquisition: the fields of `Acquisition`: nb_frames, expo_time, ...
 
         Returns:
@@ -110,6 +117,7 @@ class Session:
         self._refuse_if_running("prepare")
         self._graph = definition = self._definition(graph, overrides or {})
         requested = Acquisition.load(acquisition, "acquisition")
+        told = Metadata.of_run(self.system.metadata, metadata or {})
         check_name(name)
         if self._prepared:
             self._give_up()
@@ -119,13 +127,19 @@ class Session:
         self._name = name
         try:
             lead = self.nodes.prepare(
-                self.run, name, definition, str(Path(output).absolute()), requested
+                self.run,
+                name,
+                definition,
+                os.path.abspath(os.path.expanduser(output)),
+                requested,
+                told,
             )
             hardware = Acquisition.load(lead.parameters.hardware["acquisition"], "acquisition")
         except BaseException:
             self._give_up()
             raise
         self.plan = lead.plan
+        self.warnings = lead.warnings
         self._taps = lead.taps
         self._prepared = True
         return hardware
@@ -179,6 +193,36 @@ class Session:
         self._running("trigger")
         for handle in self.nodes.acquisition:
             handle.look("trigger")
+
+    def log(
+        self,
+        name: str,
+        value: SupportsFloat | str,
+        units: str | None = None,
+        time: float | None = None,
+    ) -> None:
+        """Note a value in the logbook of the run: at any time from `prepare` until it is over.
+
+        It stands in the masters as NXlog, with what the run notes there itself: the temperatures of
+        the detector, how full the ring is, how fast every node works.
+
+        Args:
+            name: of the series: words parted by `/`, `sample/temperature`.
+            value: a number or a short text; a series holds the one or the other.
+            units: as NeXus writes them: `K`, `mm`; those of the series if not given.
+            time: when it was so, in seconds since 1970; now if not given.
+
+        Raises:
+            BadCommand: if no run is prepared or going.
+            BadParameter: if there can be no such series, or it is of another kind.
+        """
+        if not self._prepared:
+            self._running("log")
+        plain = getattr(value, "item", lambda: value)()  # a numpy scalar
+        if not isinstance(plain, (int, float, str)):
+            raise BadParameter(f"log {name}: should be a number or text; given: {plain!r}")
+        lead = self.nodes.acquisition[0]
+        lead.look("log", run=self.run, name=str(name), value=plain, units=units, time=time)
 
     def stop(self) -> None:
         """Acquire no more; what was acquired is processed and saved. Returns at once.

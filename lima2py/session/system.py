@@ -9,6 +9,7 @@
       - {node: proc0}
       - {node: proc1, address: "tcp://gpu1:4711"}   # somebody started it: lima2py node processing
     memory: {ring: 2 GiB}                    # of all nodes; a node may say its own
+    metadata: {instrument: {name: ID10}}     # what is always so; a run adds its own
 
 Without any nodes everything runs in the process that opens the session. The first acquisition node
 keeps the books. Relative paths begin at the folder of the system file.
@@ -28,6 +29,7 @@ from pydantic import AfterValidator, Field, JsonValue, ValidationInfo, field_val
 from lima2py.documents import read_yaml
 from lima2py.errors import BadParameter
 from lima2py.memory import MemorySettings
+from lima2py.metadata import Metadata, anchored
 from lima2py.units import Model
 
 _ADDRESS = re.compile(r"tcp://(?:\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):([1-9][0-9]{0,4})\Z")
@@ -78,6 +80,8 @@ class System(Model):
     """The processing nodes."""
     memory: MemorySettings = Field(default_factory=MemorySettings)
     """Memory and processors of all nodes that do not say otherwise."""
+    metadata: Metadata = Field(default_factory=Metadata)
+    """What is always so at this beamline; what is said for a run goes over it, key by key."""
 
     base: Path = Field(default_factory=Path.cwd)
     """The folder that relative paths begin at; in a system file, that of the file if not given."""
@@ -118,6 +122,8 @@ class System(Model):
             values["set"] = {**values.get("set", {}), **detector}
         if isinstance(base := values.get("base", ""), str):
             values["base"] = path.parent.absolute() / base
+            if isinstance(metadata := values.get("metadata"), dict):
+                values["metadata"] = anchored(metadata, values["base"])
         system = cls.load(values, str(path))
         elsewhere = [
             f"{path}, node {place.node}, host: {place.host} is not this host; start the node there"

@@ -241,6 +241,7 @@ class Watch:
             "sinks": {},
             "masters": {},
             "errors": [],
+            "remarks": [],
             "seconds": 0.0,
             "ring_bytes": 0,
         }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lima2py.frame import Fate, FrameSpec
+from lima2py.storage.logs import Series
 from lima2py.storage.read import RunFile
 from lima2py.units import as_size, as_time
 
@@ -20,31 +22,24 @@ def describe_plain(path: str | Path) -> dict[str, Any]:
         StorageError: if it cannot be read or is not ours.
     """
     with RunFile(path) as file:
-        parameters = file.parameters
+        facts, parameters = file.facts, file.parameters
         tasks = parameters["pipeline"].get("tasks", {})
         return {
             "path": str(file.path),
             "kind": "master" if file.is_master else "node file",
             "node": file.node,
-            "run": file.run,
-            "name": file.name,
-            "sink": file.sink,
+            "run": facts.run,
+            "name": facts.name,
             "outcome": file.outcome,
             "errors": file.errors,
             "started": file.started,
             "ended": file.ended,
-            "asked": file.nb_frames,
-            "frames": len(file),
-            "fates": file.counts,
-            "absences": [
-                [first, last, reason.cause.word, reason.who, reason.detail]
-                for first, last, reason in file.absences
-            ],
-            "product": file.spec.plain(),
-            "shape": [len(file), *file.spec.saved_shape],
-            "columns": file.columns,
-            "detector": file.detector,
-            "graph": file.graph,
+            "host": facts.host,
+            "sinks": {name: _plain_sink(path, name) for name in file.sinks},
+            "detector": dict(facts.detector),
+            "metadata": file.metadata,
+            "logs": {name: len(series.times) for name, series in file.logs.items()},
+            "graph": facts.graph,
             "tasks": {
                 name: {
                     "do": task["do"],
@@ -56,9 +51,27 @@ def describe_plain(path: str | Path) -> dict[str, Any]:
             },
             "rois": {name: list(box) for name, box in file.rois.items()},
             "parameters": parameters,
-            "digests": file.digests,
-            "files": [str(at) for at in file.files.values()],
-            "missing": [str(at) for at in file.files.values() if not at.exists()],
+            "digests": facts.parameters.digests(),
+        }
+
+
+def _plain_sink(path: str | Path, sink: str) -> dict[str, Any]:
+    """What one sink saved."""
+    with RunFile(path, sink) as file:
+        paths = [part.path for part in file.files]
+        return {
+            "asked": file.facts.nb_frames,
+            "frames": len(file),
+            "fates": file.counts,
+            "absences": [
+                [first, last, reason.cause.word, reason.who, reason.detail]
+                for first, last, reason in file.absences
+            ],
+            "product": file.spec.plain(),
+            "shape": list(file.shape),
+            "columns": list(file.records),
+            "files": [str(path) for path in paths],
+            "missing": [str(path) for path in paths if not path.exists()],
         }
 
 
@@ -69,18 +82,31 @@ def describe(path: str | Path) -> str:
         StorageError: if it cannot be read or is not ours.
     """
     with RunFile(path) as file:
+        facts = file.facts
         what = f"{file.outcome}" if file.is_master else f"file of node {file.node} alone"
-        lines = [f'{file.path.name}: run "{file.name}" ({file.run[:8]}), {what}']
-        lines += _frames(file)
-        lines += _product(file)
+        lines = [f'{file.path.name}: run "{facts.name}" ({facts.run[:8]}), {what}']
+        for sink in file.sinks:
+            with RunFile(path, sink) as opened:
+                lines += _saved(opened)
         lines += _about_run(file)
-        lines += _row("files", [_file_line(at) for at in file.files.values()])
         lines += _row("errors", file.errors)
     return "\n".join(lines)
 
 
+def _saved(file: RunFile) -> list[str]:
+    """What one sink saved."""
+    return [
+        *_row("sink", [file.sink]),
+        *_frames(file),
+        *_product(file),
+        *_row("per frame", [", ".join(file.records)]),
+        *_row("files", [_file_line(part.path) for part in file.files]),
+    ]
+
+
 def _frames(file: RunFile) -> list[str]:
-    asked = f" of {file.nb_frames} asked" if file.nb_frames else ""
+    nb_frames = file.facts.nb_frames
+    asked = f" of {nb_frames} asked" if nb_frames else ""
     lines = _row("frames", [f"{len(file)}{asked}" if len(file) else "none"])
     width = max(map(len, file.counts), default=0)
     for word, number in file.counts.items():
@@ -108,7 +134,11 @@ def _where(file: RunFile, fate: Fate) -> str:
 
 def _product(file: RunFile) -> list[str]:
     spec = file.spec
-    lines = _row("each", [f"{spec}, {as_size(spec.nbytes)}"])
+    each = f"{spec}, {as_size(spec.nbytes)}"
+    if spec.kind == "sparse":
+        rows = file.nb_rows
+        each = f"{spec}; {rows} in all, {rows / max(1, len(file)):.3g} a frame"
+    lines = _row("each", [each])
     if spec.labels:
         lines += _row("rows", [", ".join(spec.labels)])
     if spec.dtype.names:
@@ -119,7 +149,7 @@ def _product(file: RunFile) -> list[str]:
 
 
 def _about_run(file: RunFile) -> list[str]:
-    info = file.detector.get("info", {})
+    info = file.facts.detector.get("info", {})
     height, width = info.get("shape", (0, 0))
     lines = _row(
         "detector",
@@ -130,11 +160,30 @@ def _about_run(file: RunFile) -> list[str]:
     lines += _row("acquisition", [", ".join(_setting(*item) for item in asked.items())])
     lines += _tasks(parameters["pipeline"].get("tasks", {}))
     lines += _row("rois", [f"{name}  {list(box)}" for name, box in file.rois.items()])
-    lines += _row("per frame", [", ".join(file.columns)])
+    lines += _row("metadata", list(_leaves(file.metadata)))
+    lines += _row("logs", [_log_line(name, series) for name, series in file.logs.items()])
     lines += _row("started", [file.started])
     lines += _row("ended", [file.ended] if file.ended else [])
-    lines += _row("parameters", [f"{name}  sha256 {text}" for name, text in file.digests.items()])
+    digests = file.facts.parameters.digests()
+    lines += _row("parameters", [f"{name}  sha256 {text}" for name, text in digests.items()])
     return lines
+
+
+def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """The metadata, a line for each value: `sample.name  insulin`."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value.keys() == {"value", "units"}:
+            yield f"{above}{name}  {value['value']} {value['units']}"
+        elif isinstance(value, Mapping):
+            yield from _leaves(value, f"{above}{name}.")
+        elif value is not None:
+            yield f"{above}{name}  {value}"
+
+
+def _log_line(name: str, series: Series) -> str:
+    numbers = [value for value in series.values if isinstance(value, float) and value == value]
+    extent = f", {min(numbers):.4g} to {max(numbers):.4g} {series.units}" if numbers else ""
+    return f"{name}  {len(series.times)} values{extent}".rstrip()
 
 
 def _setting(name: str, value: object) -> str:

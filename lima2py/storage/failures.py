@@ -5,10 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import re
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 
 from lima2py.errors import StorageError
 from lima2py.units import as_size
@@ -27,24 +25,38 @@ _ADVICE = {
     errno.EPERM: "this user may not write there: change its rights or choose another folder",
     errno.EROFS: "that disk is read-only: choose another output folder",
     errno.ESTALE: "the file server has lost the file: is the disk still mounted?",
+    errno.ELOOP: "a symbolic link of the path leads to itself: choose another output folder",
     errno.ENAMETOOLONG: "choose a shorter name or output folder",
 }
 
 _NOT_ABOUT_ROOM = frozenset(_ADVICE) - {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-@contextmanager
-def telling(path: str | Path, what: str) -> Iterator[None]:
+class telling:  # noqa: N801 - used like the functions of contextlib, and quicker: once a block
     """Make a `StorageError` of whatever goes wrong with a file.
 
     Args:
         path: of the file.
         what: what cannot be done if it goes wrong: `cannot be written`.
     """
-    try:
-        yield
-    except HDF5_ERRORS as error:
-        raise failure(path, what, error) from error
+
+    __slots__ = ("_path", "_what")
+
+    def __init__(self, path: str | Path, what: str):
+        self._path = path
+        self._what = what
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, HDF5_ERRORS):
+            raise failure(self._path, self._what, error) from error
 
 
 def failure(path: str | Path, what: str, error: Exception) -> StorageError:
@@ -80,6 +92,9 @@ def _errno(error: Exception) -> int:
 
 def _room(path: str | Path) -> str:
     try:
-        return f" ({as_size(shutil.disk_usage(Path(path).parent).free)} free on that disk)"
+        disk = os.statvfs(path if os.path.isdir(path) else Path(path).parent)
     except OSError:
         return ""
+    if disk.f_files and not disk.f_favail:
+        return " (that disk holds as many files as it can: delete some)"
+    return f" ({as_size(disk.f_bavail * disk.f_frsize)} free on that disk)"

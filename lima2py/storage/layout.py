@@ -1,15 +1,18 @@
 """The tree of an HDF5/NeXus file of ours: names, attributes and links that every viewer follows.
 
-    entry_0000                       NXentry, default → plot
+    entry_0000                       NXentry, default → plot; a second sink: entry_0001
       instrument/<detector>          NXdetector
         data                         (frame, y, x), (frame, band, y, x), (frame, n), (frame, row)
+        data/                        sparse: frame_ptr, index, intensity or other columns, nnz
         frames/                      one value per frame: index, fate, timestamp, ...
         absences/                    why frames have no data: first, last, fate, who, detail
         plot/                        NXdata: what is shown with no click
-        detector_information/        what is known of the detector
+        detector_information/        what is known of the detector (master)
         to_detector                  3×3, from the pixels of `data` to those of the detector
       measurement/data               the same dataset again, where Lima's readers look
-      lima2py/                       the run: parameters with their hashes, graph, ROIs, versions
+      lima2py/                       run: all about it as JSON; in the master also as a tree
+      sparsify/configuration/data    sparse pixels: how they were found, as JSON
+      logs/                          values taken down while the run went on (master)
 
 Each choice has a reader behind it: fabio wants a creator that begins with `LIMA`, a default of
 several steps and `measurement/data`; silx and nexusformat follow `default` to an NXdata; LiberTEM
@@ -19,10 +22,8 @@ takes the dataset with the most elements.
 from __future__ import annotations
 
 import json
-import math
-import platform
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from datetime import datetime
 from functools import cache
 from importlib.metadata import version as read_version
@@ -34,23 +35,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2py.frame import Absence, Array, Fate, FrameSpec
+from lima2py.storage.names import PART
 from lima2py.task import RunContext
 
-ENTRY = "entry_0000"
 CREATOR = "LIMA2PY"
-RECORD_CHUNK = 1024
-"""Frames per chunk of the per-frame records."""
 MAX_CURVES = 32
 """The most rows of a table that are plotted."""
 
 FATE_TYPE = h5py.enum_dtype({fate.word: int(fate) for fate in Fate}, basetype="u1")
 TEXT_TYPE = h5py.string_dtype()
+ABSENCE_COLUMNS: Mapping[str, np.dtype[Any]] = {
+    "first": np.dtype("u8"),
+    "last": np.dtype("u8"),
+    "fate": FATE_TYPE,
+    "who": TEXT_TYPE,
+    "detail": TEXT_TYPE,
+}
+"""Of the table of absences."""
 
 
-def detector_path(run: RunContext) -> str:
-    """The path of the detector's group."""
-    info = run.detector.get("info", {})
-    return f"/{ENTRY}/instrument/{safe_name(str(info.get('name') or 'detector'))}"
+def entry_name(number: int) -> str:
+    """Of the entry of the sink of this number, of those that share a file."""
+    return f"entry_{number:04d}"
+
+
+def entry_of(run: RunContext) -> str:
+    """The entry of the sink a run context is made for: sinks of one path share files."""
+    path = run.paths.get(run.task)
+    sharing = [sink for sink, taken in run.paths.items() if taken == path]
+    return entry_name(sharing.index(run.task) if run.task in sharing else 0)
+
+
+def detector_name(run: RunContext) -> str:
+    """The name of the detector's group."""
+    return safe_name(str(run.detector.get("info", {}).get("name") or "detector"))
 
 
 def safe_name(name: str) -> str:
@@ -97,88 +115,55 @@ def version() -> str:
     return read_version("lima2py")
 
 
-def lay_out(file: h5py.File, spec: FrameSpec, run: RunContext) -> h5py.Group:
-    """Write all that is known before the first frame.
-
-    Returns:
-        The detector's group, still without `data` and `frames`.
-    """
-    detector_at = detector_path(run)
-    name = Path(file.filename).name
+def new_file(file: h5py.File, run: RunContext) -> None:
+    """Write what every file of a run begins with."""
     file.attrs.update(
         NX_class="NXroot",
-        default=ENTRY,
+        default=entry_name(0),
         creator=f"{CREATOR} {version()}",
         creator_version=version(),
-        file_name=safe_text(name),
+        file_name=safe_text(Path(file.filename).name.removesuffix(PART)),
         file_time=iso_time(run.started),
         HDF5_Version=h5py.version.hdf5_version,
         h5py_version=h5py.version.version,
     )
-    entry = new_group(file, ENTRY, "NXentry")
-    default = "/".join([*detector_at.split("/")[2:], "plot"])
-    entry.attrs["default"] = default
+
+
+def new_entry(file: h5py.File, name: str, spec: FrameSpec, run: RunContext) -> h5py.Group:
+    """Write of a product what every file says of it.
+
+    Args:
+        file: to write to.
+        name: of the entry.
+        spec: of the frames.
+        run: as the sink is told.
+
+    Returns:
+        The detector's group, still without data and records.
+    """
+    shown = "data" if spec.kind == "sparse" else "plot"
+    entry = new_group(file, name, "NXentry")
     entry["title"] = safe_text(run.name)
     entry["entry_identifier"] = run.run
     entry["start_time"] = iso_time(run.started)
     entry["program_name"] = "lima2py"
     entry["program_name"].attrs["version"] = version()
     instrument = new_group(entry, "instrument", "NXinstrument")
-    instrument.attrs["default"] = "/".join(default.split("/")[1:])
-    detector = new_group(file, detector_at, "NXdetector")
-    detector.attrs["default"] = "plot"
-    _describe_detector(detector, spec, run)
-    _describe_run(new_group(entry, "lima2py", "NXcollection"), spec, run)
+    detector = new_group(instrument, detector_name(run), "NXdetector")
+    detector.attrs["default"] = shown
+    instrument.attrs["default"] = f"{detector_name(run)}/{shown}"
+    entry.attrs["default"] = f"instrument/{detector_name(run)}/{shown}"
+    if spec.to_detector is not None:
+        place = detector.create_dataset("to_detector", data=np.array(spec.to_detector.matrix))
+        place.attrs["meaning"] = (
+            "detector (x, y, 1) = to_detector · (x, y, 1) of data; corners of pixels are whole"
+            " numbers"
+        )
+    ours = new_group(entry, "lima2py", "NXcollection")
+    ours["sink"] = safe_text(run.task)
+    ours["spec"] = as_json(spec.plain())
+    ours["run"] = as_json(run.plain())
     return detector
-
-
-def _describe_detector(detector: h5py.Group, spec: FrameSpec, run: RunContext) -> None:
-    write_tree(detector, "detector_information", run.detector)
-    info = run.detector.get("info", {})
-    for name, key in (("description", "model"), ("serial_number", "serial")):
-        if info.get(key):
-            detector[name] = safe_text(str(info[key]))
-    expo_time = run.parameters.hardware.get("acquisition", {}).get("expo_time")
-    if expo_time is not None:
-        detector["count_time"] = float(expo_time)
-        detector["count_time"].attrs["units"] = "s"
-    if spec.to_detector is None:
-        return
-    place = detector.create_dataset("to_detector", data=np.array(spec.to_detector.matrix))
-    place.attrs["meaning"] = (
-        "detector (x, y, 1) = to_detector · (x, y, 1) of data; corners of pixels are whole numbers"
-    )
-    if info.get("pixel_size"):
-        width, height = info["pixel_size"]
-        m = spec.to_detector
-        for name, x, y in (("x_pixel_size", m.a, m.d), ("y_pixel_size", m.b, m.e)):
-            detector[name] = math.hypot(x * width, y * height)
-            detector[name].attrs["units"] = "m"
-
-
-def _describe_run(group: h5py.Group, spec: FrameSpec, run: RunContext) -> None:
-    group["sink"] = safe_text(run.task)
-    group["nb_frames"] = run.nb_frames
-    group["spec"] = as_json(spec.plain())
-    group["graph"] = safe_text(run.graph)
-    group["detector"] = as_json(run.detector)
-    parameters = new_group(group, "parameters", "NXcollection")
-    hashes = run.parameters.digests()
-    for name, values in run.parameters._asdict().items():
-        parameters[name] = as_json(values)
-        parameters[name].attrs["sha256"] = hashes[name]
-    rois = new_group(group, "rois", "NXcollection")
-    rois.create_dataset("name", data=[safe_text(name) for name in run.rois], dtype=TEXT_TYPE)
-    boxes = np.array(list(run.rois.values()), np.int64).reshape(-1, 4)
-    rois.create_dataset("box", data=boxes).attrs["meaning"] = "x, y, width, height on the detector"
-    versions = {
-        "lima2py": version(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "h5py": h5py.version.version,
-        "HDF5": h5py.version.hdf5_version,
-    }
-    write_tree(group, "versions", versions)
 
 
 def describe_data(data: h5py.Dataset, spec: FrameSpec) -> None:
@@ -190,18 +175,25 @@ def describe_data(data: h5py.Dataset, spec: FrameSpec) -> None:
         data.attrs["interpretation"] = "spectrum"
 
 
-def new_record(detector: h5py.Group, path: str, dtype: np.dtype[Any]) -> h5py.Dataset:
-    """A dataset that one value for each frame can be appended to."""
-    record = detector.create_dataset(
-        path,
-        (0,),
-        dtype,
-        maxshape=(None,),
-        chunks=(RECORD_CHUNK,),
-        fillvalue=np.nan if dtype.kind == "f" else None,
-    )
-    describe_record(record, path)
-    return record
+def saved_column(name: str, spec: FrameSpec) -> str:
+    """What a column of sparse frames is called in a file: pixels have an `intensity` there."""
+    return "intensity" if name == "value" and "index" in (spec.dtype.names or ()) else name
+
+
+def describe_sparse(group: h5py.Group, spec: FrameSpec) -> None:
+    """Say what sparse pixels are, for fabio and pyFAI; other sparse rows need no more.
+
+    Args:
+        group: that holds them; images that belong to them (`Task.maps`) are there already.
+        spec: of the frames.
+    """
+    if not {"index", "value"} <= set(spec.dtype.names or ()):
+        return
+    group.attrs["dataformat"] = "sparsify-Bragg"  # what fabio looks for
+    if "dummy" not in group:
+        group["dummy"] = fill_value(spec.dtype["value"])
+    if "mask" not in group:  # all pixels are valid: zeros that are never written
+        group.create_dataset("mask", spec.image, np.float32)
 
 
 def describe_record(record: h5py.Dataset, path: str) -> None:
@@ -211,11 +203,12 @@ def describe_record(record: h5py.Dataset, path: str) -> None:
         record.attrs["meaning"] = "seconds since 1970-01-01 UTC"
 
 
-def unknown(count: int, dtype: np.dtype[Any]) -> Array:
-    """Records of frames of which nothing is known: nan, or 0."""
-    return np.full(count, np.nan if dtype.kind == "f" else 0, dtype)
+def no_value(dtype: np.dtype[Any]) -> Array:
+    """The record of a frame of which nothing is known: nan, or 0."""
+    return np.array(np.nan if dtype.kind == "f" else 0, dtype)
 
 
+@cache
 def column_path(name: str) -> str:
     """Where a per-frame value of the detector is kept; our own names stay ours."""
     name = safe_name(name)
@@ -240,10 +233,36 @@ def curves(spec: FrameSpec) -> dict[str, tuple[str, int]]:
     return found
 
 
-def link(detector: h5py.Group, spec: FrameSpec) -> None:
+def link(entry: h5py.Group, detector: h5py.Group, spec: FrameSpec, run: RunContext) -> None:
     """Add the default plot and the measurement, once data and records exist."""
-    plot = new_group(detector, "plot", "NXdata")
+    if spec.kind == "sparse":
+        plot = detector["data"]
+        if "dataformat" in plot.attrs:
+            config = new_group(entry, "sparsify/configuration", "NXcollection")
+            config["data"] = as_json({"sparsify": {"cutoff_pick": _cutoff(run)}})
+        plot.attrs["signal"] = "nnz"
+        plot.attrs["axes"] = ["frame"]
+    else:
+        plot = new_group(detector, "plot", "NXdata")
+        _link_plot(plot, detector, spec)
     plot["frame"] = detector["frames/index"]
+    plot.attrs["frame_indices"] = 0
+    measurement = new_group(entry, "measurement", "NXcollection")
+    measurement["data"] = detector["data"]
+    for name, record in detector["frames"].items():
+        if name not in measurement:
+            measurement[name] = record
+
+
+def _cutoff(run: RunContext) -> float | None:
+    """How many standard deviations above the background the pixels are that were kept, if known."""
+    tasks: Mapping[str, Any] = run.parameters.pipeline.get("tasks", {})
+    source = (tasks.get(run.task, {}).get("from") or [""])[0]
+    cutoff: float | None = tasks.get(source, {}).get("parameters", {}).get("cutoff")
+    return cutoff
+
+
+def _link_plot(plot: h5py.Group, detector: h5py.Group, spec: FrameSpec) -> None:
     shown = [path.removeprefix("plot/") for path in curves(spec)]
     if shown:
         plot.attrs["signal"] = shown[0]
@@ -253,14 +272,8 @@ def link(detector: h5py.Group, spec: FrameSpec) -> None:
         plot["data"] = detector["data"]
         plot.attrs["signal"] = "data"
         plot.attrs["axes"] = ["frame", *["."] * (detector["data"].ndim - 1)]
-    plot.attrs["frame_indices"] = 0
     if spec.kind == "dense":
         plot.attrs["SILX_style"] = '{"signal_scale_type": "log"}'
-    measurement = new_group(detector.file[ENTRY], "measurement", "NXcollection")
-    measurement["data"] = detector["data"]
-    for name, record in detector["frames"].items():
-        if name not in measurement:
-            measurement[name] = record
 
 
 def absence_ranges(absences: Iterable[tuple[int, Absence]]) -> Iterator[tuple[int, int, Absence]]:
@@ -281,31 +294,35 @@ def absence_ranges(absences: Iterable[tuple[int, Absence]]) -> Iterator[tuple[in
 def new_absences(detector: h5py.Group) -> None:
     """The table of absences, empty."""
     group = new_group(detector, "absences", "NXcollection")
-    for name, dtype in _ABSENCE_COLUMNS.items():
+    for name, dtype in ABSENCE_COLUMNS.items():
         group.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(256,))
 
 
-def add_absences(group: h5py.Group, ranges: Iterable[tuple[int, int, Absence]], at: int) -> int:
-    """Write absences into their table from row `at` on; returns the row after them."""
+def add_absences(
+    group: h5py.Group,
+    ranges: Iterable[tuple[int, int, Absence]],
+    at: int,
+    columns: Container[str] = ABSENCE_COLUMNS,
+) -> int:
+    """Write absences into their table from row `at` on; returns the row after them.
+
+    Args:
+        group: the table.
+        ranges: first, last, reason.
+        at: the row of the first of them.
+        columns: which of its columns to write.
+    """
     rows = [
         (first, last, int(reason.cause), safe_text(reason.who), safe_text(reason.detail))
         for first, last, reason in ranges
     ]
     if not rows:
         return at
-    for name, values in zip(_ABSENCE_COLUMNS, zip(*rows, strict=True), strict=True):
-        group[name].resize((at + len(rows),))
-        group[name][at:] = values
+    for name, values in zip(ABSENCE_COLUMNS, zip(*rows, strict=True), strict=True):
+        if name in columns:
+            group[name].resize((at + len(rows),))
+            group[name][at:] = values
     return at + len(rows)
-
-
-_ABSENCE_COLUMNS = {
-    "first": np.dtype("u8"),
-    "last": np.dtype("u8"),
-    "fate": FATE_TYPE,
-    "who": TEXT_TYPE,
-    "detail": TEXT_TYPE,
-}
 
 
 def new_group(parent: h5py.Group, name: str, nx_class: str) -> h5py.Group:
@@ -323,10 +340,11 @@ def write_tree(parent: h5py.Group, name: str, values: Mapping[str, Any]) -> None
         if isinstance(value, Mapping):
             write_tree(group, key, value)
         elif value is not None:
-            group[key] = _leaf(value)
+            group[key] = leaf(value)
 
 
-def _leaf(value: object) -> str | Array:
+def leaf(value: object) -> str | Array:
+    """A plain value as HDF5 can hold it: what has no place there as JSON text."""
     if isinstance(value, str):
         return safe_text(value)
     try:

@@ -1,15 +1,14 @@
-"""The master file: every frame of a run in order, and what became of each.
+"""Write a master file: every frame of a run in order, and what became of each.
 
 It is written when the run has ended, however it ended, under another name, and then put in its
-place in one step: a master that exists is complete.
+place in one step: a master that exists is complete. Sinks that share their files share the master.
 """
 
 from __future__ import annotations
 
 import io
 import os
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -19,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2py.frame import Absence, Array, Fate, FrameSpec
-from lima2py.storage import virtual
+from lima2py.storage import ragged, virtual
+from lima2py.storage.entry import NodeEntry, read_entry
+from lima2py.storage.experiment import write_experiment
 from lima2py.storage.failures import HDF5_ERRORS, telling
 from lima2py.storage.layout import (
-    ENTRY,
     FATE_TYPE,
     TEXT_TYPE,
     absence_ranges,
@@ -30,14 +30,17 @@ from lima2py.storage.layout import (
     curves,
     describe_data,
     describe_record,
-    iso_time,
-    lay_out,
     link,
     new_absences,
+    new_entry,
+    new_file,
     new_group,
+    no_value,
     safe_text,
-    unknown,
 )
+from lima2py.storage.logs import Series, write_logs
+from lima2py.storage.names import PART
+from lima2py.storage.provenance import write_ending, write_provenance
 from lima2py.task import RunContext
 
 
@@ -48,7 +51,7 @@ class FrameTable:
     Attributes:
         fate: by frame index, a `Fate`.
         node: rank of the node that had it, -1 if none.
-        row: its row in that node's file, -1 if it has none.
+        row: its row among all that node wrote, -1 if it has none.
         absences: the reasons that are known, by frame index; `fate` counts where they differ.
     """
 
@@ -58,157 +61,198 @@ class FrameTable:
     absences: Mapping[int, Absence] = field(default_factory=dict)
 
 
-class Master(NamedTuple):
-    """What `write_master` did.
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What one sink saved.
 
     Attributes:
-        path: of the master.
-        problems: node files that are missing, damaged or do not say what the table says; their
-            frames read as the fill value. They stand in the master among the errors, too.
+        entry: its entry in the files.
+        run: the run; `task` is the sink.
+        spec: of the frames as they lie in the files.
+        table: what became of each.
+        node_files: the paths of the files each node wrote, by rank, in their order.
     """
 
-    path: str
-    problems: list[str]
+    entry: str
+    run: RunContext
+    spec: FrameSpec
+    table: FrameTable
+    node_files: Mapping[int, Sequence[str]]
 
 
-def write_master(
-    prefix: str,
-    table: FrameTable,
-    node_files: Mapping[int, Sequence[str]],
-    spec: FrameSpec,
-    run: RunContext,
-    *,
-    outcome: str,
-    errors: Sequence[str] = (),
-) -> Master:
-    """Write `{prefix}_master.h5`, in place of any that is there.
+class Ending(NamedTuple):
+    """How a run ended.
+
+    Attributes:
+        outcome: completed, stopped, failed, aborted; or running.
+        errors: what went wrong.
+        logs: what was logged meanwhile.
+        ended: when, in seconds since 1970; now if not given.
+        recovered: whether files of the run were finished by `lima2py recover`.
+    """
+
+    outcome: str
+    errors: Sequence[str] = ()
+    logs: Mapping[str, Series] = {}
+    ended: float | None = None
+    recovered: bool = False
+
+
+def write_master(path: str, products: Sequence[Saved], ending: Ending) -> list[str]:
+    """Write a master, in place of any that is there.
 
     Args:
-        prefix: what the sink's files begin with.
-        table: what became of each frame.
-        node_files: the files each node wrote, by rank; at most one.
-        spec: of the frames.
-        run: the run; `task` is the sink.
-        outcome: how the run ended.
-        errors: what went wrong in it.
+        path: of the master.
+        products: of all sinks that have it, in the order of the graph.
+        ending: how the run ended.
+
+    Returns:
+        What is wrong: node files that are missing, damaged or do not say what the table says; their
+        frames read as the fill value. It stands in the master among the errors, too.
 
     Raises:
         StorageError: if it cannot be written.
     """
-    path = f"{prefix}_master.h5"
+    problems: list[str] = []
     with telling(path, "cannot be written"):
         content = io.BytesIO()  # HDF5 does not survive a disk that is full
         with h5py.File(
             path, "w", driver="fileobj", fileobj=content, libver=("v110", "v110")
         ) as file:
-            problems = _write(file, table, node_files, spec, run)
-            _write_ending(file[ENTRY], table, outcome, [*errors, *problems])
-            _write_files(file[ENTRY]["lima2py"], node_files)
+            new_file(file, products[0].run)
+            for product in products:
+                problems += _write(file, product, ending)
         with content.getbuffer() as whole:
-            _put_in_place(path, whole)
-    return Master(path, problems)
+            put_in_place(path, whole)
+    return problems
 
 
-def _put_in_place(path: str, content: memoryview) -> None:
+def put_in_place(path: str, content: memoryview | bytes) -> None:
     """Make a file that is there either whole or not at all."""
-    temporary = Path(f"{path}.part")
+    temporary = Path(f"{path}.new")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        temporary.write_bytes(content)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _write(
-    file: h5py.File,
-    table: FrameTable,
-    node_files: Mapping[int, Sequence[str]],
-    spec: FrameSpec,
-    run: RunContext,
-) -> list[str]:
+def _write(file: h5py.File, product: Saved, ending: Ending) -> list[str]:
+    """Write one entry; returns the problems."""
+    name, run, spec, table = product.entry, product.run, product.spec, product.table
+    detector = new_entry(file, name, spec, run)
+    write_provenance(file[name], detector, spec, run)
+    parts, problems = _parts(product)
+    _write_records(detector, product, parts)
+    if spec.kind == "sparse":
+        ragged.create(detector, spec, len(table.fate), parts)
+    else:
+        rows = [virtual.Part(part.entry.path, f"{part.entry.group}/data", part.entry.length,
+                             part.frames, part.rows)
+                for part in parts]  # fmt: skip
+        data = virtual.create(detector, "data", len(table.fate), spec, rows)
+        describe_data(data, spec)
+    new_absences(detector)
+    add_absences(detector["absences"], absence_ranges(_absences(table)), 0)
+    link(file[name], detector, spec, run)
+    write_experiment(file[name], detector, spec, run)
+    write_logs(file[name], ending.logs, run.started)
+    errors = [*ending.errors, *problems]
+    write_ending(
+        file[name], table.fate, ending.outcome, errors, ending.ended, recovered=ending.recovered
+    )
+    _write_files(file[name]["lima2py"], parts, Path(file.filename).parent)
+    return problems
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One file of a node, and the frames of it that the master shows.
+
+    Attributes:
+        rank: of the node.
+        entry: what the file says.
+        had: all frames that should lie in it, increasing.
+        had_rows: where each of these lies in the file.
+        frames: those of them that have data.
+        rows: where each of these lies.
+    """
+
+    rank: int
+    entry: NodeEntry
+    had: NDArray[np.int64]
+    had_rows: NDArray[np.int64]
+    frames: NDArray[np.int64]
+    rows: NDArray[np.int64]
+
+
+def _parts(product: Saved) -> tuple[list[Part], list[str]]:
+    """The files of all nodes with the frames that lie in each, and what is wrong with them."""
+    table = product.table
+    parts: list[Part] = []
+    problems: list[str] = []
+    for rank in np.unique(table.node[table.row >= 0]).tolist():
+        frames = np.flatnonzero((table.node == rank) & (table.row >= 0))
+        missing = len(frames)
+        unread: list[str] = []
+        for path in product.node_files.get(rank, ()):
+            try:
+                entry = read_entry(existing(path), product.entry)
+            except FileNotFoundError:
+                unread.append(f"{path} cannot be found")
+                continue
+            except HDF5_ERRORS as error:
+                unread.append(f"{path} cannot be read: {' '.join(str(error).split())}")
+                continue
+            part = _part(rank, entry, frames, table)
+            missing -= len(part.had)
+            parts.append(part)
+        if missing:  # if not: it was begun when its node was lost, and no frame is safe in it
+            problems += unread
+            problems.append(
+                f"node {rank} had {missing} frames that none of its files holds:"
+                f" {', '.join(product.node_files.get(rank, ())) or 'it names no file'}"
+            )
+    return parts, problems
+
+
+def _part(rank: int, entry: NodeEntry, frames: NDArray[np.int64], table: FrameTable) -> Part:
+    """The frames of a node that do lie in this file, where the table says."""
+    rows = table.row[frames] - entry.first_row
+    found = (rows >= 0) & (rows < len(entry))
+    frames, rows = frames[found], rows[found]
+    good = entry.index[rows] == frames
+    good &= (entry.fate[rows] == Fate.SAVED) | (table.fate[frames] != Fate.SAVED)
+    frames, rows = frames[good], rows[good]
+    shown = table.fate[frames] == Fate.SAVED
+    return Part(rank, entry, frames, rows, frames[shown], rows[shown])
+
+
+def existing(path: str) -> str:
+    """A file of a node as it is called now: one that was not finished has `.part` behind it."""
+    part = f"{path}{PART}"
+    return part if not os.path.exists(path) and os.path.exists(part) else path
+
+
+def _write_records(detector: h5py.Group, product: Saved, parts: Iterable[Part]) -> None:
+    table = product.table
     nb_frames = len(table.fate)
-    detector = lay_out(file, spec, run)
     records: dict[str, Array] = {
         "frames/index": np.arange(nb_frames, dtype=np.uint64),
         "frames/fate": table.fate,
         "frames/timestamp": np.full(nb_frames, np.nan),
         "frames/node": table.node,
         "frames/row": table.row,
-        **{path: np.full(nb_frames, np.nan) for path in curves(spec)},
+        **{path: np.full(nb_frames, np.nan) for path in curves(product.spec)},
     }
-    parts: list[virtual.Part] = []
-    problems: list[str] = []
-    for rank in np.unique(table.node[table.row >= 0]).tolist():
-        had = np.flatnonzero((table.node == rank) & (table.row >= 0))
-        paths = node_files.get(rank, ())
-        if not paths:
-            problems.append(f"node {rank} names no file, though it had {len(had)} frames")
-            continue
-        try:
-            length, kept = _collect(paths[0], detector.name, had, table, records)
-        except FileNotFoundError:
-            problems.append(f"{paths[0]} cannot be found; {len(had)} frames lie in it")
-            length, kept = int(table.row[had].max()) + 1, had
-        except HDF5_ERRORS as error:
-            said = " ".join(str(error).split())
-            problems.append(f"{paths[0]} cannot be read: {said}; {len(had)} frames lie in it")
-            continue
-        if len(kept) < len(had):
-            problems.append(f"{paths[0]} does not hold {len(had) - len(kept)} frames it should")
-        shown = kept[table.fate[kept] == Fate.SAVED]
-        if len(shown):
-            place = f"{detector.name}/data"
-            parts.append(virtual.Part(Path(paths[0]), place, length, shown, table.row[shown]))
-    data = virtual.create(detector, "data", nb_frames, spec, parts)
-    describe_data(data, spec)
+    for part in parts:
+        for name, values in part.entry.columns.items():
+            if name not in records:
+                records[name] = np.full(nb_frames, no_value(values.dtype))
+            records[name][part.had] = values[part.had_rows]
     for path, values in records.items():
         dtype = FATE_TYPE if path == "frames/fate" else values.dtype
         describe_record(detector.create_dataset(path, data=values, dtype=dtype), path)
-    new_absences(detector)
-    add_absences(detector["absences"], absence_ranges(_absences(table)), 0)
-    link(detector, spec)
-    return problems
-
-
-def _collect(
-    path: str,
-    detector: str,
-    frames: NDArray[np.int64],
-    table: FrameTable,
-    records: dict[str, Array],
-) -> tuple[int, NDArray[np.int64]]:
-    """Copy the records of one node's file to where they belong.
-
-    Args:
-        path: of the file.
-        detector: path of the detector's group in it.
-        frames: indices of the frames that should lie in it.
-        table: says in which rows.
-        records: of all frames, by path below the detector's group; written to.
-
-    Returns:
-        How many rows the file has, and the frames that do lie where the table says.
-    """
-    with h5py.File(path, "r", locking=False) as file:
-        group = file[detector]
-        index, fate = group["frames/index"][:], group["frames/fate"][:]
-        rows = table.row[frames]
-        found = rows < len(index)
-        found[found] &= index[rows[found]] == frames[found]
-        found[found] &= (fate[rows[found]] == Fate.SAVED) | (
-            table.fate[frames[found]] != Fate.SAVED
-        )
-        frames, rows = frames[found], rows[found]
-        names = [f"frames/{name}" for name in group["frames"] if name not in ("index", "fate")]
-        for name in [*names, *(name for name in records if name.startswith("plot/"))]:
-            values = group[name][:]
-            if name not in records:
-                records[name] = unknown(len(table.fate), values.dtype)
-            records[name][frames] = values[rows]
-        return group["data"].shape[0], frames
 
 
 def _absences(table: FrameTable) -> Iterator[tuple[int, Absence]]:
@@ -220,27 +264,12 @@ def _absences(table: FrameTable) -> Iterator[tuple[int, Absence]]:
         yield index, said if said is not None and said.cause == fate else unsaid[fate]
 
 
-def _write_ending(
-    entry: h5py.Group, table: FrameTable, outcome: str, errors: Sequence[str]
-) -> None:
-    entry["end_time"] = iso_time(time.time())
-    group = entry["lima2py"]
-    group["outcome"] = outcome
-    group.create_dataset("errors", data=[safe_text(text) for text in errors], dtype=TEXT_TYPE)
-    counts = new_group(group, "frames_by_fate", "NXcollection")
-    fates, numbers = np.unique(table.fate, return_counts=True)
-    for fate, number in zip(fates.tolist(), numbers.tolist(), strict=True):
-        counts[Fate(fate).word] = number
-
-
-def _write_files(group: h5py.Group, node_files: Mapping[int, Sequence[str]]) -> None:
+def _write_files(group: h5py.Group, parts: Iterable[Part], folder: Path) -> None:
     """Name the nodes' files, relative to the master."""
-    folder = Path(group.file.filename).parent
-    named = [
-        (rank, safe_text(os.path.relpath(path, folder)))
-        for rank, paths in sorted(node_files.items())
-        for path in paths
-    ]
+    parts = list(parts)
+    names = [safe_text(os.path.relpath(part.entry.path, folder)) for part in parts]
     files = new_group(group, "files", "NXcollection")
-    files.create_dataset("node", data=[rank for rank, _ in named], dtype="i2")
-    files.create_dataset("name", data=[name for _, name in named], dtype=TEXT_TYPE)
+    files.create_dataset("node", data=[part.rank for part in parts], dtype="i2")
+    files.create_dataset("first_row", data=[part.entry.first_row for part in parts], dtype="i8")
+    files.create_dataset("rows", data=[len(part.entry) for part in parts], dtype="i8")
+    files.create_dataset("name", data=names, dtype=TEXT_TYPE)

@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2py.errors import BadParameter, LimaError
-from lima2py.frame import Array, FrameSpec
+from lima2py.frame import Array, Block, FrameSpec
 from lima2py.geometry import Roi
 from lima2py.storage.failures import telling
 from lima2py.storage.read import RunFile
+from lima2py.storage.views import as_image, is_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,19 +40,25 @@ _ROI = "#7df9ff"
 
 
 def draw(
-    path: str | Path, png: str | Path, *, frame: int | None = None, total: bool = False
+    path: str | Path,
+    png: str | Path,
+    *,
+    sink: str | None = None,
+    frame: int | None = None,
+    total: bool = False,
 ) -> None:
     """Write a picture.
 
     Args:
         path: of a master or node file.
         png: of the picture.
+        sink: which of the sinks that share the file; the first if not given.
         frame: the number of the frame to show; the first with data if not given.
         total: show the sum of all frames instead.
 
     Raises:
         LimaError: if matplotlib is missing.
-        BadParameter: if the file has no such frame, or it has no data: why.
+        BadParameter: if the file has no such frame or sink, or the frame has no data: why.
         StorageError: if the file cannot be read or the picture not be written.
     """
     try:
@@ -61,11 +68,13 @@ def draw(
         raise LimaError(
             'drawing needs matplotlib, which is not installed: pip install "lima2py[show]"'
         ) from None
-    with RunFile(path) as file:
+    with RunFile(path, sink) as file:
         figure = Figure(layout="constrained", dpi=110)
         FigureCanvasAgg(figure)
         if file.spec.kind == "table":
             _draw_table(figure, file, frame)
+        elif file.spec.kind == "sparse" and not file.has_pixels:
+            _draw_lengths(figure, file, frame)
         elif file.spec.kind == "vector":
             _draw_vector(figure, file, *_chosen(file, frame, total))
         else:
@@ -85,8 +94,9 @@ def _chosen(
     frame = file.frame(first if index is None else index)
     if frame.data is None:
         raise BadParameter(f"frame {frame.index} of {file.path.name} has no data: {frame.absence}")
+    data = frame.data if file.spec.kind == "vector" else as_image(file.spec, frame.data)
     return (
-        np.ma.masked_array(frame.data, ~file.is_number(frame.data)),
+        np.ma.masked_array(data, ~is_number(data)),
         f"frame {frame.index} (of {file.index.min()} to {file.index.max()})",
     )
 
@@ -96,7 +106,7 @@ def _draw_images(
 ) -> None:
     height, width = file.spec.image
     bands = values.reshape(-1, height, width)[:MAX_BANDS]
-    if file.spec.dtype.kind == "i":
+    if values.dtype.kind == "i":
         bands = np.ma.masked_less(bands, 0)  # how detectors mark gaps and bad pixels
     good = np.ma.compressed(bands)
     images = [_reduced(band) for band in bands]
@@ -118,7 +128,7 @@ def _draw_images(
             panel.set_title(f"band {number}", fontsize="medium")
         _draw_rois(panel, file)
     bar = figure.colorbar(shown, ax=axes, extend="max", shrink=0.9, pad=0.02)
-    bar.set_label("counts" if file.spec.dtype.kind in "iu" else "value")
+    bar.set_label("counts" if values.dtype.kind in "iu" else "value")
     blank = 1 - len(good) / max(1, bands.size)
     dead = f", {100 * blank:.2g} % of the pixels without a number (grey)" if blank else ""
     _title(figure, file, what, _range(good) + dead)
@@ -136,13 +146,10 @@ def _draw_vector(
 
 
 def _draw_table(figure: Figure, file: RunFile, index: int | None) -> None:
-    blocks = list(file.blocks())
-    if not blocks:
-        file.first()
-    indices = np.concatenate([numbers for numbers, _ in blocks]).astype(np.int64)
-    table = np.concatenate([data for _, data in blocks])
-    order = np.argsort(indices, kind="stable")
-    indices, table = indices[order], table[order]
+    indices, blocks = _saved(file)
+    table = np.concatenate([block.pixels[block.present] for block in blocks])
+    table = table[np.argsort(indices, kind="stable")]
+    indices = np.sort(indices)
     columns = [
         name for name in table.dtype.names or () if table.dtype[name].kind in "biuf"
     ]  # fmt: skip
@@ -167,6 +174,29 @@ def _draw_table(figure: Figure, file: RunFile, index: int | None) -> None:
         f", {len(labels)} of {file.spec.shape[0]} rows" if len(labels) < file.spec.shape[0] else ""
     )
     _title(figure, file, f"frames {indices.min()} to {indices.max()}{more}", "")
+
+
+def _draw_lengths(figure: Figure, file: RunFile, index: int | None) -> None:
+    """How many rows every frame has, where it is not always the same number."""
+    indices, blocks = _saved(file)
+    counts = np.concatenate([block.rows.counts[block.present] for block in blocks])
+    order = np.argsort(indices, kind="stable")
+    figure.set_size_inches(9, 5)
+    axes = figure.subplots()
+    axes.plot(*_thinned(indices[order], counts[order]), linewidth=1)
+    axes.set(xlabel="frame", ylabel=f"rows ({', '.join(file.spec.dtype.names or ())})")
+    axes.grid(alpha=0.3)
+    if index is not None:
+        axes.axvline(index, color="black", linewidth=0.8, linestyle=":")
+    _title(figure, file, f"frames {indices.min()} to {indices.max()}", _range(counts))
+
+
+def _saved(file: RunFile) -> tuple[NDArray[np.int64], list[Block]]:
+    """The numbers of all frames with data, and the blocks they lie in."""
+    file.first()  # there is one
+    blocks = [block for block in file.blocks() if block.data is not None]
+    numbers = [block.index + np.flatnonzero(block.present) for block in blocks]
+    return np.concatenate(numbers), blocks
 
 
 def _labels(spec: FrameSpec) -> list[str]:

@@ -1,35 +1,63 @@
 """Settle where a run's files go, and refuse what cannot be, before any node prepares.
 
-A sink's files all begin with one path, its prefix:
-
-    {prefix}_{rank}_{number}.h5     what a node wrote
-    {prefix}_master.h5              the frames of all nodes, in order
+The paths of a run are taken by making the masters-to-be, `{prefix}_master.h5.part`: small HDF5
+files that say for which run, locked until the run has ended. Of two runs that want one path the
+second is refused. All that is deleted is deleted after that.
 """
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
-import re
-import string
+import socket
+import stat
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 
-from lima2py.errors import BadParameter, StorageError, did_you_mean
-from lima2py.storage.failures import telling
-from lima2py.storage.layout import CREATOR
+from lima2py.errors import BadParameter, StorageError
+from lima2py.storage.failures import HDF5_ERRORS, failure, telling
+from lima2py.storage.layout import CREATOR, safe_text
+from lima2py.storage.names import (
+    NODE_FILE,
+    PART,
+    control_characters,
+    files_at,
+    fill,
+    longest_suffix,
+    master_path,
+)
+from lima2py.storage.sinks import Hdf5Sink
+from lima2py.storage.steady import is_being_written
 from lima2py.task import Sink
 
-PLACES = ("name", "run", "sink")
-"""What a template may contain in braces."""
 MAX_NUMBER = 9999
-_NODE_FILE = re.compile(r"_\d+_\d{5}\.h5")
-_SUFFIX_ROOM = 32
-"""Bytes left in a file name for what is put behind its prefix."""
+MUST_AGREE = ("exists", "node_file", "frames_per_file", "bytes_per_file")
+"""What sinks that write into one file must have in common."""
+ATTEMPTS = 100
+"""How often others may take a path between our look and our grasp."""
+
+
+class Taken(NamedTuple):
+    """A master-to-be, open and locked."""
+
+    path: Path
+    descriptor: int
+
+    @property
+    def ours(self) -> bool:
+        """Whether its path still leads to it, and not to a file put in its place."""
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self.descriptor))
+        except FileNotFoundError:
+            return False
 
 
 @dataclass(frozen=True)
@@ -39,20 +67,31 @@ class Reservation:
     Attributes:
         paths: by sink, the absolute path its files begin with.
         created: folders that were made for it, outermost first.
+        taken: the masters-to-be, locked.
     """
 
     paths: dict[str, str]
     created: list[Path] = field(default_factory=list)
+    taken: list[Taken] = field(default_factory=list)
 
     def release(self) -> None:
-        """The run is given up: remove the folders made for it, if nothing lies in them."""
+        """The run has ended, or is given up; may be called twice.
+
+        Masters-to-be are removed where no preview or master has replaced them, and folders if
+        nothing lies in them.
+        """
+        for taken in self.taken:
+            if taken.ours:
+                taken.path.unlink()
+            os.close(taken.descriptor)
+        self.taken.clear()
         for folder in reversed(self.created):
             with suppress(OSError):
                 folder.rmdir()
 
 
 def reserve(sinks: Mapping[str, Sink], output: Path, name: str, run: str) -> Reservation:
-    """Settle the paths of all sinks; make their folders; clear the way as `exists` says.
+    """Settle the paths of all sinks and take them; make folders; clear the way as `exists` says.
 
     Args:
         sinks: by name in the graph.
@@ -63,19 +102,27 @@ def reserve(sinks: Mapping[str, Sink], output: Path, name: str, run: str) -> Res
     Raises:
         BadParameter, StorageError: see `settle`; or if a folder cannot be written to.
     """
-    paths = settle(sinks, output, name, run)
-    reservation = Reservation({sink: str(path) for sink, path in paths.items()})
-    try:
-        for path in paths.values():
-            _make_folder(path.parent, reservation.created)
-    except BaseException:
-        reservation.release()
-        raise
-    for path in paths.values():
-        for old in files_of(path):
-            with telling(old, "cannot be deleted"):
-                old.unlink()
-    return reservation
+    for _ in range(ATTEMPTS):
+        paths = settle(sinks, output, name, run)
+        reservation = Reservation({sink: str(path) for sink, path in paths.items()})
+        try:
+            for path in dict.fromkeys(paths.values()):
+                _make_folder(path.parent, Path(os.path.abspath(output)), reservation.created)
+            old = _to_overwrite(sinks, paths)
+            for path in dict.fromkeys(paths.values()):
+                part = Path(f"{master_path(path)}{PART}")
+                if part in old:
+                    _delete(part)
+                reservation.taken.append(_take(part, name, run))
+            for file in old - {taken.path for taken in reservation.taken}:
+                _delete(file)
+            return reservation
+        except FileExistsError:  # somebody was faster: look again
+            reservation.release()
+        except BaseException:
+            reservation.release()
+            raise
+    raise StorageError(f"{output}: others take every path before we can; choose another name")
 
 
 def settle(sinks: Mapping[str, Sink], output: Path, name: str, run: str) -> dict[str, Path]:
@@ -88,84 +135,60 @@ def settle(sinks: Mapping[str, Sink], output: Path, name: str, run: str) -> dict
         run: its id.
 
     Raises:
-        BadParameter: if a template or name cannot be used, or two sinks write one file.
+        BadParameter: if a template or name cannot be used, or two sinks cannot share a file.
         StorageError: if files exist and may not be replaced.
     """
     output = Path(os.path.abspath(output))
-    paths: dict[str, Path] = {}
+    _check_text(f"output {_short(str(output))}", str(output))
+    values = {"name": name, "run": run, "date": time.strftime("%Y%m%d")}
+    first: dict[Path, str] = {}
+    wanted: dict[str, Path] = {}
     for sink, task in sinks.items():
-        path = _place(output, task.file, {"name": name, "run": run, "sink": sink})
-        for other, taken in paths.items():
-            if taken == path:
-                raise BadParameter(
-                    f'task "{sink}", file: {task.file!r} is where task "{other}" writes already,'
-                    f" {path}; put {{sink}} into both"
-                )
-        paths[sink] = path
-    for sink, path in paths.items():
-        policy = sinks[sink].exists
-        paths[sink] = _make_way(sink, path, policy, set(paths.values()))
-    return paths
+        suffix = longest_suffix(_node_file(task))
+        path = wanted[sink] = _place(output, task.file, {**values, "sink": sink}, suffix)
+        if path in first:
+            _check_agree(sink, task, first[path], sinks[first[path]], path)
+        first.setdefault(path, sink)
+    settled: dict[Path, Path] = {}
+    for path, sink in first.items():
+        avoid = {*first, *settled.values()}
+        settled[path] = _make_way(sink, sinks[sink], path, avoid)
+    return {sink: settled[path] for sink, path in wanted.items()}
 
 
-def check_template(template: str) -> None:
-    """Refuse a template with places that are not known.
-
-    Raises:
-        BadParameter: beginning with `file:`.
-    """
-    _fill(template, dict.fromkeys(PLACES, "x"))
+def _node_file(task: Sink) -> str:
+    return str(getattr(task, "node_file", NODE_FILE))
 
 
-def files_of(prefix: Path) -> list[Path]:
-    """The files that lie at a prefix now: those of nodes, and the master."""
-    if not prefix.parent.is_dir():
-        return []
-    with telling(prefix.parent, "cannot be looked into"):
-        names = os.listdir(prefix.parent)
-    begin = prefix.name
-    return [
-        prefix.parent / name
-        for name in sorted(names)
-        if name.startswith(begin)
-        and (name == f"{begin}_master.h5" or _NODE_FILE.fullmatch(name, len(begin)))
-    ]
-
-
-def _fill(template: str, values: Mapping[str, str]) -> str:
-    try:
-        parts = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise BadParameter(f"file: {template!r}: {error}; write {{{{ for a brace") from None
-    text = ""
-    for literal, place, form, conversion in parts:
-        text += literal
-        if place is None:
-            continue
-        if place not in values:
+def _check_agree(sink: str, task: Sink, other: str, before: Sink, path: Path) -> None:
+    """Refuse that a sink writes where another does, unless both can write one file."""
+    who = f'task "{sink}"'
+    if not (isinstance(task, Hdf5Sink) and isinstance(before, Hdf5Sink)):
+        raise BadParameter(
+            f'{who}, file: {task.file!r} is where task "{other}" writes already, {path}, and they'
+            " cannot share a file; put {sink} into both"
+        )
+    for name in MUST_AGREE:
+        ours, theirs = getattr(task, name), getattr(before, name)
+        if ours != theirs:
             raise BadParameter(
-                f"file: {template!r}: {{{place}}} means nothing here{did_you_mean(place, values)}"
+                f'{who}, {name}: {ours!r} is given, and {theirs!r} in task "{other}", which writes'
+                f" into the same file, {path}; give both the same, or put {{sink}} into `file` of"
+                " both"
             )
-        if form or conversion:
-            raise BadParameter(f"file: {template!r}: write {{{place}}}, with nothing behind it")
-        text += values[place]
-    return text
 
 
-def _place(output: Path, template: str, values: Mapping[str, str]) -> Path:
+def _place(output: Path, template: str, values: Mapping[str, str], suffix: int) -> Path:
     """The prefix a template gives, inside the output folder."""
     where = f'task "{values["sink"]}", '
     try:
-        text = _fill(template, values)
+        text = fill(template, values, "file")
     except BadParameter as error:
         raise BadParameter(f"{where}{error}") from None
-    shown = f"{where}file: {template!r} gives {text!r}, which"
-    if any(ord(char) < 32 or ord(char) == 127 for char in text):
-        raise BadParameter(f"{shown} contains control characters; use letters, digits, - and _")
-    try:
-        os.fsencode(text).decode()
-    except UnicodeError:
-        raise BadParameter(f"{shown} is not valid text") from None
+    shown = f"{where}file: {template!r} gives {_short(text)}, which"
+    _check_text(shown, text)
+    if text.startswith("~"):
+        raise BadParameter(f"{shown} begins with ~, which means nothing here; write the folder out")
     stem = text.rpartition("/")[2]
     if not stem.strip() or stem in (".", ".."):
         raise BadParameter(f"{shown} names a folder; it should end in the beginning of a file name")
@@ -173,36 +196,72 @@ def _place(output: Path, template: str, values: Mapping[str, str]) -> Path:
     if not path.is_relative_to(output) or path == output:
         raise BadParameter(f"{shown} leads out of the output folder {output}; choose another one")
     longest = max(map(len, map(os.fsencode, path.parts[1:])))
-    if longest > 255 - _SUFFIX_ROOM or len(os.fsencode(path)) > 4095 - _SUFFIX_ROOM:
+    if longest > 255 - suffix or len(os.fsencode(path)) > 4095 - suffix:
         raise BadParameter(
-            f"{where}file: {text[:40]!r}... is too long, {longest} bytes; a file name may have"
-            f" {255 - _SUFFIX_ROOM} here"
+            f"{where}file: {_short(text)} is too long, {longest} bytes; a file name may have"
+            f" {255 - suffix} here"
         )
+    _check_inside(path.parent, output, shown)
     return path
 
 
-def _make_folder(folder: Path, created: list[Path]) -> None:
+def _check_text(shown: str, text: str) -> None:
+    """Refuse what cannot be, or should not be, in a path."""
+    if control_characters(text):
+        raise BadParameter(f"{shown} contains control characters; use letters, digits, - and _")
+    try:
+        os.fsencode(text).decode()
+    except UnicodeError:
+        raise BadParameter(f"{shown} is not valid text") from None
+
+
+def _short(text: str) -> str:
+    return repr(text) if len(text) <= 100 else f"{text[:60]!r}..."
+
+
+def _check_inside(folder: Path, output: Path, shown: str) -> None:
+    """Refuse a folder that links of the output folder lead out of it."""
+    real = os.path.realpath(folder)
+    if not Path(real).is_relative_to(os.path.realpath(output)):
+        raise BadParameter(
+            f"{shown} leads out of the output folder {output}, by a symbolic link, to {real};"
+            " choose another one"
+        )
+
+
+def _make_folder(folder: Path, output: Path, created: list[Path]) -> None:
     """Make a folder with those above it, and try whether it can be written to."""
-    missing = [place for place in (folder, *folder.parents) if not os.path.exists(place)]
+    missing = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
     for place in reversed(missing):
+        if place.is_relative_to(output):
+            _check_inside(place, output, f"{place}")
         with telling(place, "cannot be made"):
             place.mkdir(exist_ok=True)
         created.append(place)
+    _check_inside(folder, output, f"{folder}")
     with telling(folder, "cannot be written to"):
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(bytes(4096))
             probe.flush()
 
 
-def _make_way(sink: str, path: Path, policy: str, taken: set[Path]) -> Path:
+def _make_way(sink: str, task: Sink, path: Path, avoid: set[Path]) -> Path:
     """The prefix to use, given what lies there."""
-    old = files_of(path)
+    node_file = _node_file(task)
+    old = files_at(path, node_file)
     if not old:
         return path
-    if policy == "append-number":
-        free = (new for new in _numbered(path) if new not in taken and not files_of(new))
-        return next(free)
-    if policy == "overwrite":
+    if task.exists == "append-number":
+        return next(
+            new for new in _numbered(path) if new not in avoid and not files_at(new, node_file)
+        )
+    for file in old:
+        if _in_use(file):
+            raise StorageError(
+                f'task "{sink}": {file} is still being written by {_writer(file)}, or a program'
+                " holds it open; give another --name, or wait until it has ended"
+            )
+    if task.exists == "overwrite":
         for file in old:
             _check_ours(file)
         return path
@@ -220,8 +279,104 @@ def _numbered(path: Path) -> Iterator[Path]:
     raise StorageError(f"{path}_0001 to _{MAX_NUMBER} all exist; give another name")
 
 
+def _to_overwrite(sinks: Mapping[str, Sink], paths: Mapping[str, Path]) -> set[Path]:
+    """The files that the sinks were told to overwrite."""
+    return {
+        file
+        for sink, path in paths.items()
+        if sinks[sink].exists == "overwrite"
+        for file in files_at(path, _node_file(sinks[sink]))
+    }
+
+
+def _take(part: Path, name: str, run: str) -> Taken:
+    """Make a master-to-be.
+
+    Raises:
+        FileExistsError: if somebody else has just made it, or deleted ours.
+    """
+    facts = {"run": run, "run_name": safe_text(name), "host": socket.gethostname()}
+    with h5py.File(part, "w", driver="core", backing_store=False) as file:
+        file.attrs.update(creator=CREATOR, **facts)
+        file.flush()
+        image = file.id.get_file_image()
+    try:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        taken = Taken(part, os.open(part, flags, 0o666))
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise failure(part, "cannot be made", error) from error
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(taken.descriptor, fcntl.LOCK_SH)
+        if not taken.ours:
+            raise FileExistsError(part)
+        with telling(part, "cannot be written"):
+            os.pwrite(taken.descriptor, image, 0)
+    except BaseException:
+        Reservation({}, taken=[taken]).release()
+        raise
+    return taken
+
+
+def _in_use(file: Path) -> bool:
+    """Whether somebody writes a file; those that are finished nobody does."""
+    if not file.name.endswith(PART) or not _is_regular(file):
+        return False
+    with telling(file, "cannot be looked at"), suppress(FileNotFoundError):
+        return is_being_written(file)
+    return False
+
+
+def _delete(file: Path) -> None:
+    """Delete a file, unless somebody began to write it after we had looked."""
+    with telling(file, "cannot be deleted"):
+        try:
+            with file.open("r+b") as held:
+                if file.name.endswith(PART):
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if not Taken(file, held.fileno()).ours:
+                        raise BlockingIOError  # somebody put another there meanwhile
+                file.unlink()
+        except FileNotFoundError:
+            return
+        except BlockingIOError:
+            raise StorageError(
+                f"{file} has just been taken by {_writer(file)}; give another name, or wait until"
+                " it has ended"
+            ) from None
+
+
+def _is_regular(file: Path) -> bool:
+    """Whether it is a file, and not a link, a folder or a device."""
+    try:
+        return stat.S_ISREG(file.lstat().st_mode)
+    except FileNotFoundError:  # it is gone meanwhile
+        return True
+
+
+def _writer(file: Path) -> str:
+    """The run that writes a file, as it says itself."""
+    try:
+        with h5py.File(file, "r", locking=False) as opened:
+            if "run" in opened.attrs:
+                facts = {**opened.attrs, "name": opened.attrs["run_name"]}
+            else:
+                (entry, *_) = opened.values()
+                facts = json.loads(entry["lima2py/run"][()])
+        return f'run "{facts["name"]}" ({facts["run"][:8]}) on {facts["host"] or "its host"}'
+    except (*HDF5_ERRORS, TypeError):
+        return "a run"
+
+
 def _check_ours(file: Path) -> None:
     """Refuse to overwrite a file another program wrote; a torn one counts as ours."""
+    if not _is_regular(file):
+        what = "a link" if file.is_symlink() else "a folder" if file.is_dir() else "a device"
+        raise StorageError(
+            f"{file} is {what}, not a file of lima2py, and is not overwritten; give another name"
+        )
     try:
         with h5py.File(file, "r", locking=False) as opened:
             creator = str(opened.attrs.get("creator", ""))

@@ -7,11 +7,16 @@ the disk does not take is kept here and tried again by `commit`, which says what
 New bytes go to the disk at once, past its end. What changes bytes that were there at the last
 `commit` waits for the next one, and is written when all new bytes are safe, in the order of the
 file, the superblock first: if the process is killed in between, what is there still opens.
+
+While it is open it carries a shared lock (flock): readers are not disturbed, and whoever wants to
+recover or replace it can see that it is still being written.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
+from contextlib import suppress
 from itertools import groupby
 
 PAGE = 4096
@@ -22,6 +27,7 @@ class SteadyFile:
 
     Attributes:
         path: of the file.
+        size: of the file as HDF5 sees it, in bytes.
 
     Raises:
         OSError: if it exists or cannot be made.
@@ -30,9 +36,12 @@ class SteadyFile:
     def __init__(self, path: str):
         self.path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        lock(self._fd)
         self._at = 0
-        self._size = 0
-        self._solid = 0
+        self.size = 0
+        self._solid = PAGE
+        """Bytes that must not change but by a commit; at first only the page of the superblock, so
+        that a file without one was never committed."""
         self._pages: dict[int, bytearray] = {}
         """Changed pages of what is solid, by number; the last may reach beyond it."""
         self._backlog: list[tuple[int, bytes]] = []
@@ -55,16 +64,16 @@ class SteadyFile:
             OSError: if it does not take it; all of it still waits.
         """
         self.catch_up()
-        if os.fstat(self._fd).st_size != self._size:
-            os.ftruncate(self._fd, self._size)
-        solid = min(self._solid, self._size)
+        if os.fstat(self._fd).st_size != self.size:
+            os.ftruncate(self._fd, self.size)
+        solid = min(self._solid, self.size)
         for _, run in groupby(enumerate(sorted(self._pages)), lambda pair: pair[1] - pair[0]):
             numbers = [number for _, number in run]
             data = b"".join(self._pages[number] for number in numbers)
             at = numbers[0] * PAGE
             self._put(at, data[: solid - at])
         self._pages.clear()
-        self._solid = self._size
+        self._solid = self.size
 
     def close(self) -> None:
         """Let go of the file, whatever still waits; may be called twice."""
@@ -74,7 +83,7 @@ class SteadyFile:
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Called by HDF5."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}
         self._at = base[whence] + offset
         return self._at
 
@@ -84,7 +93,7 @@ class SteadyFile:
 
     def truncate(self, size: int) -> int:
         """Called by HDF5."""
-        self._size = size
+        self.size = size
         return size
 
     def flush(self) -> None:
@@ -94,7 +103,7 @@ class SteadyFile:
         """Called by HDF5."""
         length, at = len(data), self._at
         self._at = end = at + length
-        self._size = max(self._size, end)
+        self.size = max(self.size, end)
         inside = max(0, min(end, self._solid) - at)
         if inside:
             self._change(at, data[:inside])
@@ -104,7 +113,7 @@ class SteadyFile:
 
     def readinto(self, buffer: memoryview) -> int:
         """Called by HDF5."""
-        at, end = self._at, min(self._at + len(buffer), self._size)
+        at, end = self._at, min(self._at + len(buffer), self.size)
         if end <= at:
             return 0
         buffer[: end - at] = self._get(at, end - at)
@@ -156,3 +165,27 @@ def _lay(buffer: memoryview, at: int, start: int, data: bytes | bytearray) -> No
     first, last = max(at, start), min(at + len(buffer), start + len(data))
     if first < last:
         buffer[first - at : last - at] = data[first - start : last - start]
+
+
+def lock(descriptor: int) -> None:
+    """Show that a file is being written, until it is closed."""
+    with suppress(OSError):  # a file system without locks
+        fcntl.flock(descriptor, fcntl.LOCK_SH)  # who looks whether it is locked is soon done
+
+
+def is_being_written(path: str | os.PathLike[str]) -> bool:
+    """Whether a living process writes a file (or another program has locked it)."""
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        fd = os.open(path, os.O_RDWR | flags)  # NFS locks only what may be written
+    except OSError:
+        fd = os.open(path, os.O_RDONLY | flags)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks: nobody can tell
+        return False
+    finally:
+        os.close(fd)
+    return False

@@ -2,15 +2,14 @@
 
 It is a virtual dataset: a list of mappings, each saying which frames are which rows of which
 file. One mapping a frame is what NeXpy (nexusformat) needs: it takes the number of mappings for
-the number of frames. Beyond `MAX_MAPPINGS` frames there is one for each stretch of consecutive
-rows, and if these are too many, one for each regular series of stretches: quick to write, open
-and read, but NeXpy then shows fewer frames than there are.
+the number of frames. Beyond `MAX_MAPPINGS` frames, and while files are not finished, there is one
+for each stretch of consecutive rows, and if these are too many, one for each regular series of
+stretches: quick to write, open and read, but NeXpy then shows fewer frames than there are.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from lima2py.frame import FrameSpec
 from lima2py.storage.layout import fill_value
+from lima2py.storage.names import PART
 
 MAX_MAPPINGS = 2000
 """HDF5 takes about 24 kB of memory for each while it writes them."""
@@ -53,39 +53,34 @@ class Series(NamedTuple):
     times: int
 
 
-def stretches(frames: NDArray[np.int64], rows: NDArray[np.int64]) -> list[Series]:
-    """Frames and rows cut where either does not go on by one."""
-    if not len(frames):
-        return []
-    cuts = np.flatnonzero((np.diff(frames) != 1) | (np.diff(rows) != 1)) + 1
-    starts = np.concatenate([[0], cuts])
-    lengths = np.diff(starts, append=len(frames))
-    return [
-        Series(frame, row, length, length, 1)
-        for frame, row, length in zip(
-            frames[starts].tolist(), rows[starts].tolist(), lengths.tolist(), strict=True
-        )
-    ]
+def stretches(frames: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Frames and rows cut where either does not go on by one.
+
+    Returns:
+        Array `(stretches, 3)`: the first frame, its row, and how many there are.
+    """
+    goes_on = (np.diff(frames) == 1) & (np.diff(rows) == 1)
+    firsts = np.flatnonzero(np.concatenate([[True], ~goes_on])[: len(frames)])
+    return np.stack([frames[firsts], rows[firsts], np.diff(firsts, append=len(frames))], axis=1)
 
 
-def series(parts: Iterable[Series]) -> Iterator[Series]:
-    """Join stretches of equal length that come at equal distances."""
-    current: Series | None = None
-    for part in parts:
-        if current is None:
-            current = part
+def series(parts: NDArray[np.int64]) -> list[Series]:
+    """Stretches of equal length at equal distances, whose rows go on, taken together."""
+    frames, rows, lengths = parts.T
+    steps = np.diff(frames)
+    fits = (np.diff(lengths) == 0) & (np.diff(rows) == lengths[:-1])
+    same = fits[1:] & fits[:-1] & (np.diff(steps) == 0)  # as the joint before
+    ends = np.append(np.flatnonzero(~same) + 1, len(fits))  # joints before each are alike
+    found: list[Series] = []
+    at = 0
+    for end in [*ends.tolist(), len(parts)]:
+        if end <= at:
             continue
-        step = part.frame - current.frame - current.step * (current.times - 1)
-        fits = part.length == current.length and (
-            part.row == current.row + current.length * current.times
-        )
-        if fits and (current.times == 1 or step == current.step):
-            current = current._replace(step=step, times=current.times + 1)
-        else:
-            yield current
-            current = part
-    if current is not None:
-        yield current
+        times = end - at + 1 if at < len(fits) and fits[at] else 1
+        step = steps[at] if times > 1 else lengths[at]
+        found.append(Series(*map(int, (frames[at], rows[at], lengths[at], step, times))))
+        at += times
+    return found
 
 
 def create(
@@ -105,19 +100,22 @@ def create(
     """
     shape = spec.saved_shape
     layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    layout.set_obj_track_times(False)  # like all others, which h5py makes
     layout.set_fill_value(fill_value(spec.dtype))
     if nb_frames:
         layout.set_layout(h5py.h5d.VIRTUAL)
     everything = _Rows(nb_frames, shape)
     folder = Path(group.file.filename).parent
-    for part, pieces in zip(parts, _mappings(nb_frames, parts), strict=True):
+    each = nb_frames <= MAX_MAPPINGS and not any(part.path.name.endswith(PART) for part in parts)
+    for part, pieces in zip(parts, _mappings(parts, each=each), strict=True):
         source = _Rows(part.length, shape)
-        path, dataset = os.path.relpath(part.path, folder), part.dataset
+        names, dataset = source_names(part.path, folder), part.dataset
         for piece in pieces:
             here = everything.select(piece.frame, piece.length, piece.step, piece.times)
             there = source.select(piece.row, piece.length * piece.times)
-            layout.set_virtual(here, _escaped(path), _escaped(dataset), there)
-    if nb_frames <= MAX_MAPPINGS:
+            for name_there in names:
+                layout.set_virtual(here, escaped(name_there), escaped(dataset), there)
+    if each:
         nothing = _Rows(1, shape).select(0, 1)
         for frame in _unmapped(nb_frames, parts):
             layout.set_virtual(everything.select(frame, 1), b".", b"/absent", nothing)
@@ -145,9 +143,9 @@ class _Rows:
         return self.space
 
 
-def _mappings(nb_frames: int, parts: list[Part]) -> list[list[Series]]:
-    """The mappings of every part, as many as serve readers best."""
-    if nb_frames <= MAX_MAPPINGS:
+def _mappings(parts: list[Part], *, each: bool) -> list[list[Series]]:
+    """The mappings of every part: one for each frame, or as few as can be."""
+    if each:
         return [
             [
                 Series(frame, row, 1, 1, 1)
@@ -157,8 +155,11 @@ def _mappings(nb_frames: int, parts: list[Part]) -> list[list[Series]]:
         ]
     found = [stretches(part.frames, part.rows) for part in parts]
     if sum(map(len, found)) > MAX_MAPPINGS:
-        found = [list(series(part)) for part in found]
-    return found
+        return [series(part) for part in found]
+    return [
+        [Series(frame, row, length, length, 1) for frame, row, length in part.tolist()]
+        for part in found
+    ]
 
 
 def _unmapped(nb_frames: int, parts: list[Part]) -> list[int]:
@@ -168,6 +169,16 @@ def _unmapped(nb_frames: int, parts: list[Part]) -> list[int]:
     return np.flatnonzero(missing).tolist()
 
 
-def _escaped(name: str) -> bytes:
+def source_names(path: Path, folder: Path) -> list[str]:
+    """What a file of a node is called, seen from the folder of the master.
+
+    One that is not finished has two names, since it will soon have another: of two mappings to the
+    same place the one whose file is there counts.
+    """
+    name = os.path.relpath(path, folder)
+    return [name, name.removesuffix(PART)] if name.endswith(PART) else [name]
+
+
+def escaped(name: str) -> bytes:
     """A name as HDF5 takes it in a mapping, where % has a meaning."""
     return os.fsencode(name.replace("%", "%%"))

@@ -32,6 +32,8 @@ _BOUNDS = {
 class _Choose(Task):
     """What all of them have in common: the absence that says who rejected a frame, and why."""
 
+    takes_encoded: ClassVar[bool] = True
+
     _rejected: Absence = PrivateAttr()
 
     def start(self, run: RunContext) -> None:
@@ -270,7 +272,7 @@ def _input_of(at: str, condition: Condition, inputs: dict[int, tuple[str, FrameS
 
 def _place_in(at: str, condition: Condition, name: str, spec: FrameSpec) -> tuple[str | None, int]:
     """Column and row of what a condition looks at, in the frames of an input."""
-    if spec.kind == "dense":
+    if spec.kind in ("dense", "encoded"):
         raise BadParameter(
             f"{at}input: {name} are images, which have no channels; name what decides after them,"
             " for instance from: [frames, counters], where counters is a roi_counters"

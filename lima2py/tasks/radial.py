@@ -74,6 +74,11 @@ class RadialSigmaClip(Diffraction, ValidPixels, Task):
         self._spec = FrameSpec("table", (self.bins,), np.dtype(dtype), span=spec.span)
         return self._spec
 
+    @property
+    def maps(self) -> Mapping[str, Array]:
+        """The radii of the bins."""
+        return {"radius": self._kept_rings.arrays["radial"]}
+
     def start(self, run: RunContext) -> None:
         """Compile, so that the first frame does not wait."""
         none: dict[str, Array] = {"pixels": np.empty(0, np.uint32), "first": np.zeros(2, np.int64),
@@ -149,6 +154,15 @@ class SparsifyRadial(Diffraction, ValidPixels, Task):
         dtype = [("index", np.uint32), ("value", image.dtype), ("background", np.float32)]
         self._spec = image.replace(kind="sparse", dtype=np.dtype(dtype))
         return self._spec
+
+    @property
+    def maps(self) -> Mapping[str, Array]:
+        """As pyFAI has them: the radius of every pixel, NaN where masked, and its weight."""
+        kept, shape = self._kept_radius.arrays, self._seen.image
+        return {
+            "mask": kept["radius"].reshape(shape),
+            "normalization": kept["weights"].reshape(shape),
+        }
 
     def start(self, run: RunContext) -> None:
         """Get room for what may be found; compile, so that the first frame does not wait."""

@@ -17,16 +17,18 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations, cycle
+from typing import cast
 
 import numpy as np
 import pytest
 
 from lima2py.acquisition import Acquisition, TriggerMode
+from lima2py.codec import Encoding, decode
 from lima2py.detector import Detector, Share, Slot
 from lima2py.errors import BadCommand, BadParameter
-from lima2py.frame import Absence, Fate, Frame, FrameSpec
+from lima2py.frame import SIZES, Absence, Array, Fate, Frame, FrameSpec
 from lima2py.geometry import Roi
 from lima2py.source import PATIENCE
 
@@ -105,6 +107,7 @@ def fill_once(detector: Detector, spec: FrameSpec, index: int, room: int) -> lis
     data = np.empty((room + 1, *spec.shape), spec.dtype)
     data[room] = np.frombuffer(guard, spec.dtype).reshape(spec.shape)
     columns = {name: np.zeros(room, dtype) for name, dtype in detector.capabilities.columns.items()}
+    columns |= {SIZES: np.zeros(room, np.uint64)} if spec.decoded else {}
     slot = Slot(index, data[:room], np.full(room, np.nan), columns)
     count = detector.fill(slot)
     assert data[room].tobytes() == guard, "the plugin wrote beyond its slot"
@@ -120,9 +123,25 @@ def fill_once(detector: Detector, spec: FrameSpec, index: int, room: int) -> lis
     frames = []
     for at in range(count):
         absence = slot.absences.get(at)
-        picture = None if absence else data[at].reshape(spec.saved_shape).copy()
+        picture = None if absence else _picture(spec, data[at], columns, at)
         frames.append(Frame(index + at, picture, absence, float(slot.timestamps[at])))
     return frames
+
+
+def images_of(spec: FrameSpec) -> FrameSpec:
+    """What the images look like, also if frames come compressed."""
+    return spec if spec.decoded is None else spec.decoded.image
+
+
+def _picture(spec: FrameSpec, data: Array, columns: Mapping[str, Array], at: int) -> Array:
+    """A copy of the image in one place of a slot, without the dimension of a single band."""
+    image = images_of(spec)
+    picture = np.empty(image.shape, image.dtype)
+    if spec.decoded is None:
+        picture[:] = data
+    else:
+        decode(cast("Encoding", spec.decoded.encoding), data[: int(columns[SIZES][at])], picture)
+    return picture.reshape(image.saved_shape)
 
 
 def assert_same(frames: Iterable[Frame], others: Iterable[Frame]) -> None:
@@ -256,14 +275,15 @@ class DetectorTests:
         """`describe` follows from what `info` says, for every binning and for a region."""
         info = detector.info
         height, width = info.shape
-        whole = detector.describe(self.acquisition(detector))
+        whole = images_of(detector.describe(self.acquisition(detector)))
         assert (whole.shape, whole.dtype) == ((info.bands, height, width), np.dtype(info.dtype))
         for x, y in detector.capabilities.binnings:
             if width % x == 0 and height % y == 0:
-                spec = detector.describe(self.acquisition(detector, binning=(x, y)))
+                spec = images_of(detector.describe(self.acquisition(detector, binning=(x, y))))
                 assert spec.image == (height // y, width // x)
         if detector.capabilities.roi and height > 1 and width > 1:
-            spec = detector.describe(self.acquisition(detector, roi=(1, 1, width - 1, 1)))
+            region = self.acquisition(detector, roi=(1, 1, width - 1, 1))
+            spec = images_of(detector.describe(region))
             assert spec.image == (1, width - 1)
             assert spec.to_detector is not None
             assert spec.to_detector(0, 0) == (1, 1)
@@ -315,7 +335,7 @@ class DetectorTests:
     def test_every_frame_comes_once_in_order_or_has_a_cause(self, detector: Detector) -> None:
         """As many frames as asked for, of the shape described; what is absent says why."""
         acquisition = self.acquisition(detector)
-        spec = detector.describe(acquisition)
+        spec = images_of(detector.describe(acquisition))
         frames = self.read(detector, acquisition)
         assert [frame.index for frame in frames] == list(range(self.nb_frames))
         for frame in frames:

@@ -250,9 +250,12 @@ def graphs(
         if promised is not None:
             name = f"{entry['do']}_{number}"
             entries[name], products[name] = entry, promised
-    dense = [name for name, product in products.items() if product.kind != "sparse"]
-    for name in draw(st.lists(st.sampled_from(dense[::-1]), min_size=1, max_size=4, unique=True)):
-        entries[f"save_{name}"] = {"do": "save_dense", "from": name, "compression": "none"}
+    kept = st.lists(st.sampled_from(list(products)[::-1]), min_size=1, max_size=4, unique=True)
+    for name in draw(kept):
+        kind = products[name].kind
+        if kind == "sparse" and products[name].bands != 1:
+            kind = "table"  # save_sparse keeps the pixels of one band
+        entries[f"save_{name}"] = {"do": f"save_{kind}", "from": name, "compression": "none"}
     return entries
 
 

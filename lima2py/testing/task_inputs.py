@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lima2py.frame import Absence, Array, Block, FrameSpec, Ragged
+from lima2py.frame import SIZES, Absence, Array, Block, FrameSpec, Ragged
 from lima2py.task import RunContext, Task
 
 FIRST = 720_720
@@ -82,7 +82,7 @@ def blocks_of(
 
     Args:
         specs: of the inputs.
-        inputs: the data, as many frames of each.
+        inputs: the data, as many frames of each; encoded frames fill their room.
         sizes: of the blocks; 0 makes one without frames, as an accumulation gives them. All in one
             unless told otherwise.
         missing: by offset, frames that are absent: one after the other from the first input, the
@@ -92,7 +92,9 @@ def blocks_of(
     whole = []
     for number, (spec, data) in enumerate(zip(specs, inputs, strict=True)):
         assert len(data) == count, f"input {number} has {len(data)} frames, the first has {count}"
-        columns = {"timestamp": 1e9 + 0.1 * np.arange(count)}
+        columns: dict[str, Array] = {"timestamp": 1e9 + 0.1 * np.arange(count)}
+        if spec.kind == "encoded":
+            columns[SIZES] = np.full(count, spec.nbytes, np.uint64)
         block = Block(spec, FIRST, count, read_only(data), columns=columns)
         own = dict(list((missing or {}).items())[number :: len(inputs)])
         whole.append(block.refuse(own if number else missing or {}))

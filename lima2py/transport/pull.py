@@ -24,6 +24,9 @@ _LULL_MS = 2
 """Milliseconds without a block after which it is quiet enough to flush: answers come in batches."""
 
 
+_ANSWERS = (wire.Done, wire.Statistics, wire.StopRequest, wire.Closed, wire.Account)
+
+
 class Sender(NamedTuple):
     """An acquisition node, as a processing node must know it.
 
@@ -150,15 +153,22 @@ class Pull(Source):
             message = wire.Done(self.run, self.rank, self.incarnation, done)
             self._answers[source].send(wire.encode(message))
 
+    def report(self, frames: float, busy: dict[str, float]) -> None:
+        """Tell the acquisition node that keeps the books how this node is doing."""
+        message = wire.Statistics(self.run, self.rank, self.incarnation, frames, busy)
+        self._answers[min(self._answers)].send(wire.encode(message))
+
     def ask_stop(self, reason: str) -> None:
         """Ask the acquisition nodes to acquire no more."""
         message = wire.StopRequest(self.run, self.rank, self.incarnation, reason)
         for socket in self._answers.values():
             socket.send(wire.encode(message))
 
-    def farewell(self, files: dict[str, list[str]], errors: list[str]) -> None:
+    def farewell(
+        self, files: dict[str, list[str]], errors: list[str], remarks: list[str]
+    ) -> None:
         """Tell every acquisition node that this node has closed its files."""
-        closed = wire.Closed(self.run, self.rank, self.incarnation, files, errors)
+        closed = wire.Closed(self.run, self.rank, self.incarnation, files, errors, remarks)
         for socket in self._answers.values():
             socket.send(wire.encode(closed))
 
@@ -174,7 +184,7 @@ class Pull(Source):
     def _block(self, parts: list[zmq.Frame]) -> Block | None:
         try:
             message = wire.decode(parts[0].buffer)
-            if isinstance(message, (wire.Done, wire.StopRequest, wire.Closed, wire.Account)):
+            if isinstance(message, _ANSWERS):
                 raise ProtocolError(f"a {type(message).__name__} message among frames")
             if message.run != self.run or message.source not in self._senders:
                 raise ProtocolError(f"a message of run {message.run}, node {message.source}")

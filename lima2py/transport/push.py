@@ -16,11 +16,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import zmq
 
 from lima2py.errors import ProtocolError
-from lima2py.frame import Absence, Array, Block, Fate
+from lima2py.frame import Absence, Block, Fate
 from lima2py.transport import wire
 from lima2py.transport.sockets import bind, connect, new_socket
 
@@ -100,6 +99,9 @@ class Push:
         group: consecutive frames that go to one node.
         spans: for every sink of the plan, how many frames one of its rows stands for.
         on_stop: is called with the reason when a processing node asks for the end.
+
+    Attributes:
+        on_statistics: is called with what a processing node says of how it is doing.
     """
 
     def __init__(
@@ -136,6 +138,8 @@ class Push:
         self.late = 0
         self.refused = 0
         self.errors: list[str] = []
+        self.remarks: list[str] = []
+        self.on_statistics: Callable[[wire.Statistics], None] = lambda _told: None
         self._sockets: dict[int, zmq.Socket[bytes]] = {}
         try:
             for receiver in receivers:
@@ -249,7 +253,6 @@ class Push:
     def _send(self, item: _InFlight) -> None:
         block = item.block
         receiver = self._receivers[item.owner]
-        data = None if block.data is None else block.pixels
         shared = receiver.shared and item.slot >= 0
         message = wire.BlockMessage(
             self._run,
@@ -257,16 +260,16 @@ class Push:
             item.epoch,
             block.index,
             block.count,
-            item.slot if shared and data is not None else -1,
+            item.slot if shared and block.data is not None else -1,
             wire.pack_absences(block.absences) if block.absences else [],
             wire.pack_columns(block.columns),
         )
         socket = self._sockets[item.owner]
-        if shared or data is None:
+        if shared or block.data is None:
             socket.send(wire.encode(message))
         else:
             socket.send(wire.encode(message), zmq.SNDMORE)
-            socket.send(_bytes_of(data), copy=False)
+            socket.send(wire.content_of(block), copy=False)
 
     def _receive(self, patience_ms: int) -> None:
         while self._losses:
@@ -286,12 +289,15 @@ class Push:
         if isinstance(message, wire.Account) and message.run == self._run:
             self.accounts[message.source] = message
             return
-        answers = (wire.Done, wire.StopRequest, wire.Closed)
+        answers = (wire.Done, wire.Statistics, wire.StopRequest, wire.Closed)
         if not isinstance(message, answers) or message.run != self._run:
             raise ProtocolError("a message that is no answer to this run")
         receiver = self._receivers.get(message.node)
         if receiver is None or receiver.incarnation != message.incarnation:
             raise ProtocolError("an answer of a process that has no part in this run")
+        if isinstance(message, wire.Statistics):  # no sign that anything is done
+            self.on_statistics(message)
+            return
         self._heard[message.node] = time.monotonic()
         if isinstance(message, wire.StopRequest):
             self._on_stop(message.reason)
@@ -299,6 +305,7 @@ class Push:
         if isinstance(message, wire.Closed):
             self.closed[message.node] = message
             self.errors += message.errors
+            self.remarks += message.remarks
             self._losses.append({message.node: "it was told to leave"})
             return
         for done in message.blocks:
@@ -373,7 +380,3 @@ class Push:
     def _say(self, message: wire.Message) -> None:
         for rank in self._living:
             self._sockets[rank].send(wire.encode(message))
-
-
-def _bytes_of(data: Array) -> memoryview:
-    return data.reshape(-1).view(np.uint8).data

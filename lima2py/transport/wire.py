@@ -1,32 +1,35 @@
 """The messages between nodes, as bytes and back; no sockets here.
 
 Every message is one header, `LIMA`, a version byte and msgpack; a block whose pixels do not lie in
-shared memory has them as a second part. Nothing that arrives is trusted: a header that is not of
+shared memory has them as a second part; of encoded frames that is only the bytes that are used, one
+frame after the other. Nothing that arrives is trusted: a header that is not of
 this shape and version is a `ProtocolError`, and there is no pickle anywhere.
 
     acquisition → processing    Start  Block*  Last  Block*  End    (PUSH → PULL, one socket each)
-    processing → acquisition    Done*  StopRequest*  Closed    (PUSH → PULL)
+    processing → acquisition    Done*  Statistics*  StopRequest*  Closed    (PUSH → PULL)
     acquisition → acquisition   Account                    (to the first one, which keeps the books)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from lima2py.errors import ProtocolError
-from lima2py.frame import Absence, Array, Block, Fate, FrameSpec
+from lima2py.frame import SIZES, Absence, Array, Block, Fate, FrameSpec
 
 MAGIC = b"LIMA"
-VERSION = 2
+VERSION = 3
 _PREFIX = MAGIC + bytes([VERSION])
 
 Columns = dict[str, tuple[str, bytes]]
 AbsentRange = tuple[int, int, int, str, str]
 """Offset of the first frame, how many, cause, who, detail."""
+Logged = tuple[Sequence[float], Sequence[float | str], str]
+"""A value over time: seconds since 1970, as many values, their units."""
 
 
 class Start(msgspec.Struct, tag="start", frozen=True):
@@ -91,13 +94,26 @@ class Done(msgspec.Struct, tag="done", frozen=True):
 
 
 class Closed(msgspec.Struct, tag="closed", frozen=True):
-    """Last message of a processing node: the files it wrote, by sink, and what went wrong."""
+    """Last message of a processing node: its files by sink, what went wrong, remarks."""
 
     run: str
     node: int
     incarnation: str
     files: dict[str, list[str]]
     errors: list[str]
+    remarks: list[str]
+
+
+class Statistics(msgspec.Struct, tag="statistics", frozen=True):
+    """How a processing node is doing, about once a second, to the node that keeps the books."""
+
+    run: str
+    node: int
+    incarnation: str
+    frames: float
+    """Frames that passed, per second."""
+    busy: dict[str, float]
+    """By group of tasks, the share of the time it took."""
 
 
 class StopRequest(msgspec.Struct, tag="stop", frozen=True):
@@ -110,16 +126,17 @@ class StopRequest(msgspec.Struct, tag="stop", frozen=True):
 
 
 class Account(msgspec.Struct, tag="account", frozen=True):
-    """The ledger of one acquisition node, as `Ledger.pack` made it."""
+    """The ledger of one acquisition node, as `Ledger.pack` made it, and its logbook."""
 
     run: str
     source: int
     ledger: bytes
     outcome: str
     errors: list[str]
+    logs: Mapping[str, Logged]
 
 
-Message = Start | BlockMessage | Last | End | Done | StopRequest | Closed | Account
+Message = Start | BlockMessage | Last | End | Done | Statistics | StopRequest | Closed | Account
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
@@ -214,14 +231,37 @@ def unpack_columns(columns: Columns, count: int) -> dict[str, Array]:
     return unpacked
 
 
+def content_of(block: Block) -> memoryview:
+    """The bytes of a block that has data; of encoded frames only those that are used."""
+    data = block.pixels
+    if block.spec.kind == "encoded":
+        data = np.concatenate([block.payload(offset) for offset in range(block.count)])
+    return data.reshape(-1).view(np.uint8).data
+
+
+def _spread(sizes: Array | None, content: Any, spec: FrameSpec) -> Array:
+    """Encoded frames, each in its place again."""
+    packed = np.frombuffer(content, np.uint8)
+    if sizes is None or sizes.dtype.kind != "u":
+        raise ProtocolError("encoded frames without their sizes")
+    used = np.minimum(sizes, spec.nbytes).astype(np.int64)
+    if used.sum() != len(packed):
+        raise ProtocolError(f"{len(packed)} bytes of encoded frames, not {used.sum()}")
+    spread = np.empty((len(used), *spec.shape), np.uint8)
+    ends = np.cumsum(used)
+    for room, first, end in zip(spread, ends - used, ends, strict=True):
+        room[: end - first] = packed[first:end]
+    return spread
+
+
 def block_of(message: BlockMessage, spec: FrameSpec, content: Any) -> Block:
     """The block a message announces.
 
     Args:
         message: its header.
         spec: what its frames look like.
-        content: their pixels: an array `(>= count, *spec.shape)`, a buffer of that many bytes, or
-            None when all are absent.
+        content: their pixels: an array `(>= count, *spec.shape)`, a buffer with what `content_of`
+            gave, or None when all are absent.
 
     Raises:
         ProtocolError: if the pixels do not fit the spec and the count.
@@ -229,9 +269,12 @@ def block_of(message: BlockMessage, spec: FrameSpec, content: Any) -> Block:
     if message.count < 1 or message.index < 0:
         raise ProtocolError(f"a block of {message.count} frames from {message.index} on")
     absences = unpack_absences(message.absences, message.count)
+    columns = unpack_columns(message.columns, message.count)
     if content is None:
         if len(absences) < message.count:
             raise ProtocolError("a block without pixels whose frames are not all absent")
+    elif not isinstance(content, np.ndarray) and spec.kind == "encoded":
+        content = _spread(columns.get(SIZES), content, spec)
     elif not isinstance(content, np.ndarray):
         wanted = message.count * spec.nbytes
         if memoryview(content).nbytes != wanted:
@@ -241,6 +284,5 @@ def block_of(message: BlockMessage, spec: FrameSpec, content: Any) -> Block:
         raise ProtocolError(f"{message.count} frames in a slot of {len(content)}")
     else:
         content = content[: message.count]
-    columns = unpack_columns(message.columns, message.count)
     origin = (message.source, message.epoch)
     return Block(spec, message.index, message.count, content, absences, columns, origin)

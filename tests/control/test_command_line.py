@@ -24,7 +24,7 @@ import pytest
 from rich.console import Console
 
 from lima2py.acquisition import Acquisition, TriggerMode
-from lima2py.control import cli, progress
+from lima2py.control import cli, files, progress
 from lima2py.graph.flow import Flow
 from lima2py.node.life import State
 from lima2py.session.launch import Child
@@ -79,7 +79,7 @@ def refused(lima2py: Command, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
         with monkeypatch.context() as patch:
             patch.setattr(Child, "__init__", no_node)
             told = lima2py(*words)
-        assert told.status == cli.REFUSED, told
+        assert told.status == files.REFUSED, told
         assert told.out == ""
         assert told.err.startswith("lima2py: ")
         assert not re.search("^lima2py: ", told.err[1:], re.MULTILINE)
@@ -130,10 +130,15 @@ BAD_GRAPHS: dict[str, tuple[str | bytes, str]] = {
         f"tasks:\n  one: {TAP}\n  two: {{do: tap, from: [one, detector]}}\n",
         'task "two", from: tap takes 1 input; given: .*one.*detector',
     ),
-    "two sinks to one file": (
+    "two formats to one file": (
         "tasks:\n  one: {do: save_dense, from: detector, file: run}\n"
-        '  two: {do: save_dense, from: detector, file: "{name}"}\n',
+        '  two: {do: save_flat, from: detector, file: "{name}"}\n',
         'task "two", file: .*where task "one" writes already, .*; put {sink} into both',
+    ),
+    "two sinks to one file that do not agree on it": (
+        "tasks:\n  one: {do: save_dense, from: detector, file: run}\n"
+        '  two: {do: save_dense, from: detector, file: "{name}", exists: overwrite}\n',
+        'task "two", exists: .overwrite. is given, and .abort. in task "one"',
     ),
     "file that leads out": (
         task("{do: save_dense, from: detector, file: ../../x}"), 'task "one", file: .*leads out'
@@ -402,7 +407,7 @@ def test_json_is_one_object_and_begins_with_what_programs_ask_for(lima2py: Comma
 
 def test_a_run_that_fails_ends_with_1_and_says_why(lima2py: Command) -> None:
     told = lima2py("run", "save_raw", *QUICK, "--nb-frames", 50, "--set", "detector.fail_at=17")
-    assert told.status == cli.INCOMPLETE
+    assert told.status == files.INCOMPLETE
     assert "failed in" in told.out
     assert "asked 50: saved 17, absent 33 (not_acquired 33: 17-49)" in told.out
     assert "error: acquisition node local: detector simulator: failed at frame 17" in told.out
@@ -431,7 +436,8 @@ def test_check_prints_the_plan_and_makes_nothing(lima2py: Command) -> None:
     assert len({line.index(" from ") for line in lines[2:9]}) == 1
     assert len({line.index("512 KiB") for line in lines[1:3]}) == 1
     assert re.fullmatch(r"ring: \d+ blocks of \d+ frames?, .* on each acquisition node", lines[9])
-    assert lines[10] == f"raw writes {Path.cwd()}/out/scan1_raw_master.h5"
+    place = f"{Path.cwd()}/out/scan1"
+    assert lines[10] == f"raw writes {place}_raw_master.h5, 50 MiB before compression"
     assert "taps: live" in lines
     (speed,) = (n for n, line in enumerate(lines) if re.match(r"speed: about \S+ frames/s", line))
     costs = [line.split()[0] for line in lines[speed + 1 : speed + 9]]
@@ -492,10 +498,9 @@ def test_info_and_show_say_what_is_in_a_file(lima2py: Command) -> None:
     assert "detector_gap  1: 2 " in described
     assert re.search(r"raw +save_dense +from detector ", described)
     plain = json.loads(lima2py("info", "--json", "run_master.h5").out)
-    assert plain["fates"] == {"saved": 3, "detector_gap": 1}
-    assert plain["sink"] == "raw"
+    assert plain["sinks"]["raw"]["fates"] == {"saved": 3, "detector_gap": 1}
     told = lima2py("show", "run_master.h5", "--png", "none.png", "--frame", 2)
-    assert told.status == cli.REFUSED
+    assert told.status == files.REFUSED
     assert "frame 2 of run_master.h5 has no data: detector_gap" in told.err
     assert not Path("none.png").exists()
     for words in (["--frame", "3"], ["--sum"]):  # not here: matplotlib never closes its fonts
@@ -505,11 +510,33 @@ def test_info_and_show_say_what_is_in_a_file(lima2py: Command) -> None:
         assert Path("picture.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_export_writes_frames_and_says_which_have_no_data(lima2py: Command) -> None:
+    lima2py("run", "save_raw", *QUICK, "--nb-frames", 4, "--set", "detector.drop=[2]")
+    done = lima2py("export", "run_master.h5", "out", "--to", "edf", "--frames", "1:")
+    assert done.status == 0
+    assert done.out.splitlines()[0].startswith("frame 2 is absent: detector_gap")
+    assert done.out.endswith("\n2 frames: out/run_000001.edf to run_000003.edf\n")
+    assert len(list(Path("out").iterdir())) == 2
+    for words, said in (
+        (["--to", "edf"], "already; give another folder, or --overwrite"),
+        (["--to", "csr"], "to: csr holds sparse pixels"),
+        (["--to", "tif", "--frames", "3"], "--frames: should be like 10:20, 10: or :20; given: 3"),
+        (["--to", "tif", "--frames", "3:3"], "--frames 3:3: holds no frame"),
+        (["--to", "tif", "--sink", "no"], "sink: none that is called 'no' wrote to run_master.h5"),
+        (["--to", "png"], "'png' is not one of"),
+    ):
+        told = lima2py("export", "run_master.h5", "out", *words)
+        assert told.status == files.REFUSED
+        assert said in told.err
+    assert lima2py("export", "run_master.h5", "out", "--to", "edf", "--overwrite").status == 0
+    assert len(list(Path("out").iterdir())) == 3
+
+
 def test_help_and_version_are_there(lima2py: Command) -> None:
     told = lima2py()
     assert told.status == 0
     assert told.out == lima2py("--help").out
-    for command in ("run", "check", "list", "info", "show", "node"):
+    for command in ("run", "check", "list", "info", "show", "export", "node"):
         assert f"\n  {command} " in told.out
         assert lima2py(command, "--help").out.startswith(f"Usage: lima2py {command} ")
     assert re.fullmatch(r"lima2py \d+\.\d+\.\d+\n", lima2py("--version").out)
@@ -566,7 +593,7 @@ def test_the_end_of_input_before_the_last_trigger_stops_the_run(
 ) -> None:
     typed("\n\n")
     told, report = triggered(lima2py, "--nb-frames", 100)
-    assert told.status == cli.INCOMPLETE
+    assert told.status == files.INCOMPLETE
     assert report["outcome"] == "stopped"
     assert report["saved"] == 4
     assert report["absent"] == {"not_acquired": 96}
@@ -622,7 +649,7 @@ def test_ctrl_c_stops_and_another_aborts(
         "run", "save_raw", "--processing-nodes", 0, "--expo-time", "1 ms", "--nb-frames", 10**6,
         "--set", "detector.shape=[48,64]", "--json",
     )  # fmt: skip
-    assert told.status == cli.INCOMPLETE
+    assert told.status == files.INCOMPLETE
     report = json.loads(told.out)
     assert report["outcome"] == outcome
     assert report["saved"] > 10
@@ -729,7 +756,7 @@ def report(**changes: Any) -> Report:
         "counts": {"saved": 4, "rejected": 1, "detector_gap": 2, "node_lost": 3},
         "absences": [(n, 1, 10, "det", "") for n in (0, 2)] + [(5, 3, 21, "ledger", "")],
         "sinks": {"raw": {}}, "masters": {"raw": "/data/scan_master.h5"}, "errors": [],
-        "seconds": 1.25, "ring_bytes": 0,
+        "remarks": [], "seconds": 1.25, "ring_bytes": 0,
     }  # fmt: skip
     more = changes.pop("more", [])
     return Report.make({**told, **changes}, {}, more)

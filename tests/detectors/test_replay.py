@@ -8,7 +8,7 @@ import tarfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import fabio
 import h5py
@@ -21,10 +21,11 @@ from fabio.tifimage import TifImage
 from lima2py_detectors.replay import Replay
 
 from lima2py.acquisition import Acquisition
-from lima2py.detector import Detector, Share
+from lima2py.detector import Detector, Share, Slot
 from lima2py.errors import BadParameter
-from lima2py.frame import Absence, Fate, Frame
+from lima2py.frame import SIZES, Absence, Block, Fate, Frame, FrameSpec, Ragged
 from lima2py.testing.detectors import DetectorTests, fill_once, prepare_and_start, read_all
+from tests.storage.made_up import LOST, MadeUpRun, round_robin
 from tests.system.rig import unpack
 
 FAST = Acquisition(nb_frames=0, expo_time=1e-6)
@@ -50,9 +51,7 @@ def write_images(folder: Path, kind: str, frames: np.ndarray) -> list[Path]:
     return paths
 
 
-def write_stack(
-    path: Path, frames: np.ndarray, name: str = "entry/data/data", **how: object
-) -> Path:
+def write_stack(path: Path, frames: np.ndarray, name: str = "entry/data/data", **how: Any) -> Path:
     with h5py.File(path, "w") as file:
         file.create_dataset(name, data=frames, **how)
     return path
@@ -332,15 +331,87 @@ def test_a_damaged_chunk_costs_only_its_own_frame(tmp_path: Path) -> None:
         assert frame.absence or (frame.data == frames[frame.index]).all()
 
 
-def test_frames_that_were_not_recorded_stay_absent(tmp_path: Path) -> None:
-    path = tmp_path / "ours.h5"
-    with h5py.File(path, "w") as file:
-        file["entry_0000/instrument/eiger/data"] = pictures(4)
-        file["entry_0000/instrument/eiger/frames/fate"] = np.array([1, 20, 1, 0], "u1")
-    found = read_all(replay(path), FAST)
-    assert [frame.absence is None for frame in found] == [True, False, True, False]
-    assert absence(found[1]).cause is Fate.DETECTOR_GAP
-    assert "was overrun when it was recorded" in absence(found[1]).detail
+# Files of ours
+
+
+OURS = FrameSpec.dense(128, 130, np.uint16)
+"""Large enough for each to be a chunk of its own."""
+
+
+def test_frames_that_were_not_recorded_stay_absent_with_their_reason(tmp_path: Path) -> None:
+    run = round_robin(FrameSpec.dense(*SHAPE, "u2", bands=2), 20, 3, 2, absent=[0, 7, 19])
+    master = run.write(tmp_path / "a", frames_per_file=4)
+    detector = replay(Path(master), pace="own")
+    assert detector.info.pixel_size == (75e-6, 50e-6)
+    found = read_all(detector, FAST, rooms=(7,))
+    detector.close()
+    for frame, expected in zip(found, run.expected(), strict=True):
+        if frame.index in (0, 7, 19):
+            assert absence(frame).cause is Fate.DETECTOR_GAP
+            assert f"recorded: {LOST} ({master})" in absence(frame).detail
+        else:
+            np.testing.assert_array_equal(frame.data, expected)
+        assert frame.timestamp == 1e9 + frame.index / 8
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+def test_the_file_of_a_node_is_replayed_in_its_order(tmp_path: Path, encoded: bool) -> None:
+    run = round_robin(OURS, 12, 2, 2, absent=[2, 5])
+    run.write(tmp_path / "a")
+    for rank in range(2):
+        (path,) = run.node_files[rank]
+        mine = [index for index in range(12) if run.table.node[index] == rank]
+        found = read_all(replay(Path(path), encoded=encoded), FAST)
+        lost = [mine[frame.index] for frame in found if frame.absence]
+        assert lost == ([5] if rank == 0 else [2])
+        for frame in found:
+            if frame.data is not None:
+                np.testing.assert_array_equal(frame.data, run.expected()[mine[frame.index]])
+
+
+def test_sparse_pixels_are_replayed_as_images(tmp_path: Path) -> None:
+    spec = FrameSpec("sparse", (1, *SHAPE), np.dtype([("index", "u4"), ("value", "i4")]))
+    images = pictures(9, "i4") % 5
+    rows = [np.flatnonzero(image) for image in images]
+    columns = {
+        "index": np.concatenate(rows).astype("u4"),
+        "value": np.concatenate([image[image != 0] for image in images]),
+    }
+    data = Ragged.of(np.array([len(index) for index in rows]), columns)
+    run = MadeUpRun(spec, [(0, Block(spec, 0, 9, data))], 9, 9)
+    np.testing.assert_array_equal(replayed(replay(Path(run.write(tmp_path / "a")))), images)
+
+
+def test_what_holds_no_images_is_refused(tmp_path: Path) -> None:
+    run = round_robin(FrameSpec("vector", (7,), np.dtype("f4")), 4, 1, 1)
+    with pytest.raises(BadParameter, match=r"raw saved vector of 7, and no images"):
+        _ = replay(Path(run.write(tmp_path / "a"))).info
+
+
+def test_a_master_without_its_files_is_refused_when_it_is_looked_at(tmp_path: Path) -> None:
+    run = round_robin(OURS, 12, 2, 2)
+    master = run.write(tmp_path / "a", frames_per_file=3)
+    gone = Path(run.node_files[1][1])
+    gone.unlink()
+    with pytest.raises(BadParameter, match=f"not there: {gone}"):
+        _ = replay(Path(master)).info
+
+
+def test_no_file_stays_open_when_all_frames_have_come_or_it_is_stopped(tmp_path: Path) -> None:
+    """For in one process HDF5 opens no file twice in two ways."""
+    ours = round_robin(OURS, 4, 2, 1).write(tmp_path / "a")
+    theirs = write_stack(tmp_path / "b.h5", pictures(4))
+    for path in (Path(ours), theirs):
+        detector = replay(path)
+        read_all(detector, FAST)
+        with h5py.File(path, "r+"):
+            pass
+        _, spec = prepare_and_start(detector, FAST)
+        assert fill_once(detector, spec, 0, 1)
+        detector.stop()
+        assert fill_once(detector, spec, 1, 1) is None
+        with h5py.File(path, "r+"):
+            pass
 
 
 # Time
@@ -485,3 +556,95 @@ def test_pilatus_frames_are_replayed_with_time_and_pixel_size(shared_data: Path)
     for frame, path in zip(frames, paths, strict=True):
         with fabio.open(str(path)) as image:
             np.testing.assert_array_equal(frame.data, image.data)
+
+
+# Compressed frames, as they are stored
+
+BSLZ4 = hdf5plugin.Bitshuffle(cname="lz4")
+STORED: dict[str, dict[str, Any]] = {
+    "none": {},
+    "gzip": {"compression": "gzip", "compression_opts": 4},
+    "lz4": dict(hdf5plugin.LZ4()),
+    "bslz4": dict(BSLZ4),
+    "bszstd": dict(hdf5plugin.Bitshuffle(cname="zstd")),
+}
+
+
+class TestReplayOfCompressedFrames(ReplayTests):
+    parameters: ClassVar = {"encoded": True, "loops": 2, "step": 2}
+
+    def write(self, folder: Path) -> str:
+        write_stack(folder / "a1.h5", pictures(9), chunks=(1, *SHAPE), **BSLZ4)
+        write_stack(folder / "a2.h5", pictures(11), chunks=(1, *SHAPE), **BSLZ4)
+        return str(folder / "a*.h5")
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (3, *SHAPE)], ids=str)
+@pytest.mark.parametrize("encoding", STORED)
+def test_frames_are_handed_on_as_they_are_stored(
+    tmp_path: Path, encoding: str, shape: tuple[int, ...]
+) -> None:
+    frames = pictures(6, shape=shape)
+    path = write_stack(tmp_path / "a.h5", frames, chunks=(1, *shape), **STORED[encoding])
+    with h5py.File(path) as file:
+        stack = file["entry/data/data"]
+        stored = [stack.id.read_direct_chunk((n, *[0] * len(shape)))[1] for n in range(6)]
+    detector = replay(path, encoded=True)
+    _, spec = prepare_and_start(detector, FAST)
+    assert spec.decoded is not None
+    assert spec.decoded.encoding == encoding
+    assert spec.shape == (max(map(len, stored)),)
+    slot = Slot(0, np.empty((6, *spec.shape), np.uint8), np.empty(6), {SIZES: np.zeros(6, "u8")})
+    assert detector.wait(time.monotonic() + 0.001)
+    assert detector.fill(slot) == 6
+    block = Block(spec, 0, 6, slot.data, columns=slot.columns)
+    assert [bytes(block.payload(n)) for n in range(6)] == stored
+    detector.close()
+    np.testing.assert_array_equal(replayed(replay(path, encoded=True)), frames)
+
+
+def test_compressed_frames_that_cannot_be_had_are_told_one_by_one(tmp_path: Path) -> None:
+    """One was never written, one is stored uncompressed."""
+    frames = pictures(8)
+    path = write_stack(
+        tmp_path / "a.h5", frames[:6], chunks=(1, *SHAPE), maxshape=(None, *SHAPE), **BSLZ4
+    )
+    with h5py.File(path, "a") as file:
+        stack = file["entry/data/data"]
+        stack.resize(8, axis=0)
+        stack.id.write_direct_chunk((6, 0, 0), frames[6].tobytes(), filter_mask=1)
+    read = read_all(replay(path, encoded=True), FAST)
+    assert {frame.index: absence(frame).cause for frame in read if frame.absence} == {
+        6: Fate.CORRUPT,
+        7: Fate.CORRUPT,
+    }
+    assert "uncompressed" in absence(read[6]).detail
+    for at in range(6):
+        np.testing.assert_array_equal(read[at].data, frames[at])
+
+
+def test_what_cannot_be_handed_on_compressed_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    frames = pictures(8)
+    shuffled: dict[str, Any] = {"compression": "gzip", "shuffle": True}
+    whole = write_stack(tmp_path / "whole.h5", frames)
+    shared = write_stack(tmp_path / "shared.h5", frames, chunks=(2, *SHAPE), **BSLZ4)
+    two = write_stack(tmp_path / "two.h5", frames, chunks=(1, *SHAPE), **shuffled)
+    other = write_stack(tmp_path / "other.h5", frames, chunks=(1, *SHAPE), **hdf5plugin.Zstd())
+    foreign = write_stack(tmp_path / "be.h5", frames.astype(">u2"), chunks=(1, *SHAPE), **BSLZ4)
+    virtual = tmp_path / "virtual.h5"
+    with h5py.File(virtual, "w") as file:
+        layout = h5py.VirtualLayout((8, *SHAPE), "u2")
+        layout[:] = h5py.VirtualSource("whole.h5", "entry/data/data", (8, *SHAPE))
+        file.create_virtual_dataset("data", layout)
+    (image,) = write_images(tmp_path, "tif", frames[:1])
+    for path, says in {
+        whole: "without chunks.*set encoded: false",
+        shared: r"in chunks of \(2, 7, 9\).*each must be a chunk of its own.*encoded: false",
+        two: "shuffle and .*handed on as they are.*bslz4.*encoded: false",
+        other: "compressed by .*encoded: false",
+        foreign: "byte order.*encoded: false",
+        virtual: "lie in other files.*name those files: whole.h5",
+        image: "no HDF5 file.*encoded: false",
+    }.items():
+        with pytest.raises(BadParameter, match=f"files: .*{path.name}.*{says}"):
+            replay(path, encoded=True).prepare(FAST, Share())

@@ -62,6 +62,10 @@ class TestVerifiable(SimulatorTests):
     parameters: ClassVar = {"pattern": "verifiable", "bands": 3, "dtype": "uint8"}
 
 
+class TestCompressed(SimulatorTests):
+    parameters: ClassVar = {"pattern": "verifiable", "bands": 2, "encoding": "bslz4", "drop": [4]}
+
+
 class TestWithLosses(SimulatorTests):
     parameters: ClassVar = {
         "pattern": "verifiable",
@@ -270,6 +274,17 @@ def test_frames_are_equal_however_they_are_asked_for(
     np.testing.assert_array_equal(
         [pixels(frame) for frame in read], verifiable_frames(0, count, (5, 7), "uint8", 2)
     )
+
+
+def test_compressed_frames_hold_the_same_images() -> None:
+    """Of any pixels: those that no compressor makes smaller fit, too."""
+    for look in ({"pattern": "verifiable", "dtype": "uint32"}, {"prefetch": 3, "background": 1e6}):
+        plain, compressed = simulator(**look), simulator(**look, encoding="bslz4")
+        assert_same(read_all(plain, FAST), read_all(compressed, FAST))
+        spec = compressed.describe(FAST)
+        assert spec.kind == "encoded"
+        assert spec.decoded is not None
+        assert spec.decoded.image == plain.describe(FAST)
 
 
 def test_the_window_moves_over_wrapping_indices() -> None:

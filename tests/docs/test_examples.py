@@ -2,7 +2,7 @@
 
     ```python     is executed; the blocks of a page share one namespace
     ```console    lines after `$ ` are run; what is shown below one is compared, `...` is anything
-    ```yaml       is read by what it is meant for: a graph, a system, a detector, or a part of one
+    ```yaml       is read by what it is meant for: a graph, a system, metadata, a detector, ...
     ```text       is shown; after `<!-- output -->` it is what the last python block printed
     ```toml       is parsed
 
@@ -36,11 +36,13 @@ import pytest
 import typer
 
 import lima2py
-from lima2py.control.cli import REFUSED, app
+from lima2py.control.cli import app
+from lima2py.control.files import REFUSED
 from lima2py.detector_file import open_detector
 from lima2py.documents import parse_yaml
 from lima2py.errors import LimaError
 from lima2py.graph.definition import parse_graph
+from lima2py.metadata import Metadata
 from lima2py.session.system import System
 
 ROOT = Path(__file__).parent.parent.parent
@@ -146,6 +148,8 @@ class Reader:
             parse_graph(block.text, block.where, self.folder)
         elif all(isinstance(value, dict) and "do" in value for value in values.values()):
             parse_graph(part_of_graph(block.text, values), block.where, self.folder)
+        elif values.keys() <= Metadata.model_fields.keys():
+            Metadata.load(values, block.where)
         elif "plugin" in values:
             path = self.folder / (block.file or "detector.yaml")
             path.write_text(block.text)

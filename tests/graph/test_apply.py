@@ -9,7 +9,8 @@ import pytest
 
 import lima2py
 from lima2py.errors import BadGraph, BadParameter
-from lima2py.frame import Fate
+from lima2py.frame import Absence, Block, Fate, FrameSpec, Ragged
+from tests.storage.made_up import LOST, MadeUpRun, round_robin
 
 GRAPH = """
 tasks:
@@ -60,6 +61,56 @@ def test_a_graph_can_be_a_file_or_one_that_is_known(tmp_path: Path) -> None:
     assert made["small"].spec.image == (3, 8)
     assert made["small"].count == 10
     assert "live" in lima2py.apply("view_only", frames)
+
+
+def test_a_file_gives_what_its_frames_would(tmp_path: Path) -> None:
+    spec = FrameSpec.dense(6, 8, np.uint16)
+    blocks = [(n % 2, Block(spec, 2 * n, 2, FRAMES[2 * n : 2 * n + 2, None])) for n in range(5)]
+    path = MadeUpRun(spec, blocks, 10, 2).write(tmp_path / "a", frames_per_file=3)
+    with lima2py.open(path) as file:
+        made = lima2py.apply(GRAPH, file)
+        part = lima2py.apply(GRAPH, lima2py.FileSource(file, slice(4, 10), size=3))
+    for name, expected in lima2py.apply(GRAPH, FRAMES).items():
+        assert made[name].count == expected.count
+        for found, due in zip(made[name].frames(), expected.frames(), strict=True):
+            np.testing.assert_array_equal(found.data, due.data)
+    assert part["small"].index == 4
+    np.testing.assert_array_equal(part["small"].pixels, made["small"].pixels[4:])
+    assert (part["four"].index, part["four"].count) == (1, 1)
+    np.testing.assert_array_equal(part["four"].pixels[0], made["four"].pixels[1])
+
+
+def test_what_is_absent_in_a_file_stays_absent_with_its_reason(tmp_path: Path) -> None:
+    pixels = np.dtype([("index", "u4"), ("value", "u2")])
+    spec = FrameSpec("sparse", (1, 6, 8), pixels)
+    columns = {"index": np.array([9, 10, 3], "u4"), "value": np.array([5, 6, 7], "u2")}
+    data = Ragged.of(np.array([2, 0, 1]), columns)
+    run = MadeUpRun(spec, [(0, Block(spec, 0, 3, data, {1: LOST}))], 4, 3)
+    with lima2py.open(run.write(tmp_path / "a")) as file:
+        made = lima2py.apply("tasks: {peaks: {do: find_peaks, from: detector}}", file)["peaks"]
+    assert made.absences == {1: LOST, 3: Absence(Fate.NOT_ACQUIRED, "")}
+    assert made.rows.counts[[0, 2]].tolist() == [1, 1]
+
+
+def test_the_accumulated_frames_of_a_file_count_as_one_each(tmp_path: Path) -> None:
+    spec = FrameSpec.dense(6, 8, np.uint16).replace(span=5)
+    run = MadeUpRun(spec, [(0, Block(spec, 0, 10, FRAMES[:, None]))], 10, 10)
+    with lima2py.open(run.write(tmp_path / "a")) as file:
+        made = lima2py.apply(GRAPH, file)
+    np.testing.assert_array_equal(made["four"].pixels, lima2py.apply(GRAPH, FRAMES)["four"].pixels)
+
+
+def test_a_file_that_lacks_frames_in_between_is_refused(tmp_path: Path) -> None:
+    run = round_robin(FrameSpec.dense(6, 8, np.uint16), 10, 2, 2)
+    run.write(tmp_path / "a")
+    with (
+        lima2py.open(run.node_files[0][0]) as file,
+        pytest.raises(BadParameter, match=r"frames: 2 to 3 are missing .* open the master"),
+    ):
+        lima2py.apply(GRAPH, file)
+    empty = MadeUpRun(FrameSpec.dense(6, 8, np.uint16), [], 0).write(tmp_path / "b")
+    with lima2py.open(empty) as file, pytest.raises(BadParameter, match="frames: there are none"):
+        lima2py.apply(GRAPH, file)
 
 
 @pytest.mark.parametrize("frames", [np.zeros((6, 8)), np.zeros((0, 6, 8)), 3, np.zeros((1,) * 5)])

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import fabio
 import h5py
 import numpy as np
 import pytest
@@ -150,8 +151,8 @@ class Done:
     def hits(self, sink: str) -> tuple[NDArray[np.uint64], Array]:
         """The frames a sink has data of, by number, and these data."""
         with RunFile(self.report.masters[sink]) as file:
-            parts = list(file.blocks())
-        return np.concatenate([part[0] for part in parts]), np.concatenate([p[1] for p in parts])
+            saved = file.fate == Fate.SAVED
+            return file.index[saved], file[:][saved]
 
     def looked_at(self, tap: str) -> dict[int, Array]:
         """What a tap kept, by index."""
@@ -249,6 +250,10 @@ def check_xpcs(done: Done) -> None:
     np.testing.assert_array_equal(done.saved("counts")["nb_above"][:, 0], photons)
     means = clean.reshape(-1, 20, *masked.shape).mean(1)
     np.testing.assert_allclose(done.saved("averages"), means, rtol=1e-6)
+    with fabio.open(done.report.masters["events"]) as opened:
+        assert opened.nframes == len(clean)
+        for index, pixels in enumerate(clean):
+            np.testing.assert_array_equal(opened.getframe(index).data, pixels)
     for frame, pixels in zip(done.lima.stream("photons", timeout=10), clean, strict=True):
         assert frame.data is not None
         np.testing.assert_array_equal(frame.data["index"], np.flatnonzero(pixels))
@@ -276,7 +281,18 @@ def check_smx(done: Done) -> None:
     with RunFile(done.report.masters["images"]) as file:
         assert set(np.unique(file.fate)) == {Fate.SAVED, Fate.REJECTED}
         blank = hit & (nb_peaks < 8)
-        np.testing.assert_array_equal(file.column("prescaled") == 1, blank)
+        np.testing.assert_array_equal(file.records["prescaled"] == 1, blank)
+    kept = (frames > true + 8 * np.sqrt(true + 4)) & ~masked
+    assert kept.any((1, 2)).all()
+    with fabio.open(done.report.masters["events"]) as opened:
+        assert opened.nframes == len(frames)
+        for number, frame in enumerate(frames):
+            shown = opened.getframe(number).data
+            np.testing.assert_array_equal(shown[kept[number]], frame[kept[number]])
+            assert (shown[masked] == 65535).all()
+            rest = (shown != 65535) & (shown != frame)  # the background, in whole photons
+            assert np.count_nonzero(shown == 65535) - masked.sum() < 50, "pyFAI masks a few more"
+            assert np.abs(shown[rest] - true[rest]).max() < 1.5
     profiles = done.saved("profiles")
     q, average = profiles["q_nm^-1"][0], profiles["avg"].mean(0)
     angle = 2 * np.arcsin(q * 0.09762535 / (4 * np.pi))

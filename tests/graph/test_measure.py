@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
+
+import pytest
 
 from lima2py.acquisition import Acquisition
+from lima2py.codec import Encoding, bound
 from lima2py.frame import FrameSpec
 from lima2py.graph.definition import parse_graph
 from lima2py.graph.measure import Speed, measure
@@ -12,9 +16,9 @@ from lima2py.graph.measure import Speed, measure
 SPEC = FrameSpec.dense(16, 16, "uint16")
 
 
-def measured(tasks: str, folder: Path) -> Speed:
+def measured(tasks: str, folder: Path, spec: FrameSpec = SPEC) -> Speed:
     graph = parse_graph(f"tasks:\n{tasks}", base=folder)
-    return measure(graph, SPEC, 4, folder / "output", Acquisition(expo_time=1e-3))
+    return measure(graph, spec, 4, folder / "output", Acquisition(expo_time=1e-3))
 
 
 def test_every_pass_and_the_files_have_their_part(tmp_path: Path) -> None:
@@ -32,6 +36,21 @@ def test_every_pass_and_the_files_have_their_part(tmp_path: Path) -> None:
     assert speed.frames % 4 == 0
     assert not speed.errors
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("encoding", get_args(Encoding))
+def test_frames_that_come_compressed_are_made_up_so(tmp_path: Path, encoding: Encoding) -> None:
+    speed = measured(
+        """
+  images: {do: decode, from: detector}
+  all: {do: statistics, from: images}
+  keep: {do: save_raw, from: detector}
+""",
+        tmp_path,
+        FrameSpec.encoded(SPEC, encoding, bound(encoding, SPEC.nbytes)),
+    )
+    assert not speed.errors
+    assert list(speed.seconds) == ["images", "all", "keep", "flush"]
 
 
 def test_tasks_are_told_the_exposure_time_that_is_asked_for(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pydantic import PrivateAttr
 from lima2py.acquisition import Acquisition, TriggerMode
 from lima2py.detector import Capabilities, Detector, DetectorInfo, Share, Slot
 from lima2py.errors import DetectorError
-from lima2py.frame import Fate
+from lima2py.frame import Fate, FrameSpec
 from lima2py.memory import Heap, Ring, RingShape
 from lima2py.node import readout as module
 from lima2py.node.readout import Readout
@@ -132,3 +132,49 @@ def test_a_detector_that_waits_for_triggers_may_be_silent(monkeypatch: pytest.Mo
     detector.start()
     found = [block for block in Readout(detector, acquisition, spec, ring, Share(group=4)) if block]
     assert [block.count for block in found] == [3]
+
+
+class Compressed(Detector):
+    """Gives payloads of these sizes, as many frames."""
+
+    sizes: tuple[int, ...]
+    encoding: str = "bslz4"
+
+    @property
+    def info(self) -> DetectorInfo:
+        return DetectorInfo(name="eiger", model="test", shape=(2, 3), dtype="uint8")
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities()
+
+    def describe(self, acquisition: Acquisition) -> FrameSpec:
+        return FrameSpec.encoded(super().describe(acquisition), self.encoding, 8)
+
+    def start(self) -> None:
+        return
+
+    def fill(self, slot: Slot) -> int | None:
+        for offset, size in enumerate(self.sizes):
+            slot.put(offset, bytes([offset + 1]) * size)
+        return len(self.sizes)
+
+
+@pytest.mark.parametrize(("encoding", "wrong"), [("bslz4", {1, 2}), ("none", {0, 1, 2, 4})])
+def test_compressed_frames_of_an_impossible_size_are_corrupt(
+    encoding: str, wrong: set[int]
+) -> None:
+    detector = Compressed(sizes=(1, 0, 9, 6, 8), encoding=encoding)
+    acquisition = Acquisition(nb_frames=5, expo_time=1e-6)
+    spec = detector.describe(acquisition)
+    ring = Ring(spec, RingShape(5, 3, 4096), Heap())
+    detector.prepare(acquisition, Share())
+    (block,) = [
+        block for block in Readout(detector, acquisition, spec, ring, Share(group=5)) if block
+    ]
+    assert {at: said.cause for at, said in block.absences.items()} == dict.fromkeys(
+        wrong, Fate.CORRUPT
+    )
+    assert {said.who for said in block.absences.values()} == {"eiger"}
+    assert bytes(block.payload(3)) == b"\4" * 6
+    ring.close()

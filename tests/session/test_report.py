@@ -25,6 +25,7 @@ def told(**more: Any) -> dict[str, Any]:
         ],
         "masters": {"raw": "/data/scan42_raw_master.h5"},
         "errors": [],
+        "remarks": [],
         "seconds": 1.04,
         "ring_bytes": 2**28,
         **more,

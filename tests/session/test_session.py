@@ -29,7 +29,7 @@ tasks:
   live: {do: tap, from: small}
   raw: {do: save_dense, from: detector}
   binned: {do: save_dense, from: small, compression: none}
-  counts: {do: save_dense, from: beam}
+  counts: {do: save_table, from: beam}
 """
 DETECTOR = {"pattern": "verifiable", "shape": [48, 64], "drop": [5, 77], "corrupt": [30]}
 
@@ -268,7 +268,11 @@ def test_software_triggers_give_frames(here: Session, graph: Path, tmp_path: Pat
         ({"graph": "nonsense"}, BadGraph, 'there is no graph "nonsense"'),
         ({"overrides": {"small.by": [7, 7]}}, BadGraph, 'task "small", by: '),
         ({"overrides": {"nothing.by": [7, 7]}}, BadGraph, "nothing"),
-        ({"overrides": {"raw.file": "x", "binned.file": "x"}}, BadParameter, "binned"),
+        (
+            {"overrides": {"raw.file": "x", "binned.file": "x", "binned.frames_per_file": 9}},
+            BadParameter,
+            "binned.*frames_per_file",
+        ),
         ({"output": "/proc/nowhere"}, StorageError, "/proc/nowhere"),
     ],
 )

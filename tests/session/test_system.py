@@ -105,7 +105,9 @@ def test_what_is_wrong_is_told_at_once(path: Path) -> None:
     ]  # fmt: skip
     assert 'did you mean "address"' in told[3]
     assert "tcp://host:port" in told[4]
-    assert "known: acquisition, base, detector, memory, processing, set, system" in told[8]
+    assert (
+        "known: acquisition, base, detector, memory, metadata, processing, set, system" in told[8]
+    )
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from lima2py.transport.sockets import PrivateFolder, new_context
 
 TOLD = {
     "run": "", "name": "scan", "outcome": "failed", "asked": 0, "counts": {}, "absences": [],
-    "sinks": {}, "masters": {}, "errors": [], "seconds": 0.0, "ring_bytes": 0,
+    "sinks": {}, "masters": {}, "errors": [], "remarks": [], "seconds": 0.0, "ring_bytes": 0,
 }  # fmt: skip
 
 

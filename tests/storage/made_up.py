@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
 from lima2py.acquisition import Parameters
-from lima2py.frame import Absence, Array, Block, Fate, FrameSpec
-from lima2py.storage.dense import SaveDense
-from lima2py.storage.layout import fill_value
-from lima2py.storage.master import FrameTable, Master, write_master
+from lima2py.frame import Absence, Array, Block, Fate, FrameSpec, Ragged
+from lima2py.storage.layout import entry_of, fill_value
+from lima2py.storage.master import Ending, FrameTable, Saved, write_master
+from lima2py.storage.names import master_path
+from lima2py.storage.sinks import Hdf5Sink, SaveDense, SaveSparse, SaveTable, SaveVector
 from lima2py.task import RunContext
 
 DETECTOR = {
@@ -28,6 +30,9 @@ DETECTOR = {
     },
     "parameters": {"seed": None, "cooling": True, "threshold": [6.5, 9.0]},
 }
+GROUP = "instrument/Eiger_4M_b"
+"""Of this detector, in an entry."""
+ENDING = Ending("stopped", ["it was cold"])
 
 
 def context_of(prefix: Path, spec: FrameSpec, **changes: object) -> RunContext:
@@ -54,11 +59,24 @@ def context_of(prefix: Path, spec: FrameSpec, **changes: object) -> RunContext:
     return replace(context, **changes)  # type: ignore[arg-type]
 
 
-def started(sink: SaveDense, spec: FrameSpec, context: RunContext) -> SaveDense:
+AnySink = TypeVar("AnySink", bound=Hdf5Sink)
+
+
+def started(sink: AnySink, spec: FrameSpec, context: RunContext) -> AnySink:
     """A sink that waits for its first block."""
     sink.prepare(spec)
     sink.start(context)
     return sink
+
+
+def sink_for(spec: FrameSpec, **fields: object) -> Hdf5Sink:
+    """The sink that saves such frames."""
+    kinds: dict[str, type[Hdf5Sink]] = {
+        "dense": SaveDense, "vector": SaveVector, "table": SaveTable, "sparse": SaveTable,
+    }  # fmt: skip
+    if spec.kind == "sparse" and {"index", "value"} <= set(spec.dtype.names or ()):
+        return SaveSparse.load(fields, "test")
+    return kinds[spec.kind].load(fields, "test")
 
 
 @dataclass
@@ -67,57 +85,114 @@ class MadeUpRun:
 
     Attributes:
         spec: of the frames.
-        blocks: the rank that takes it, and the block; in the order in which they come.
+        blocks: the rank that takes it, and the block; in the order in which they come. Where a
+            frame comes again, what came last counts.
         nb_frames: how many frames were asked for; those in no block were not acquired.
         frames_per_block: what the nodes are told.
+        background: of the frames of a block, if the sink is to save that too.
+        maps: images that belong to sparse pixels, as tasks give them.
+        flush_after: numbers of the blocks after which their node flushes.
     """
 
     spec: FrameSpec
     blocks: Sequence[tuple[int, Block]]
     nb_frames: int
     frames_per_block: int = 1
+    background: Callable[[Block], Block] | None = None
+    maps: Mapping[str, Array] = field(default_factory=dict)
+    flush_after: frozenset[int] = frozenset()
     table: FrameTable = field(init=False)
     node_files: dict[int, list[str]] = field(init=False)
+    problems: list[str] = field(init=False)
 
-    def write(self, prefix: Path, compression: str = "bslz4") -> Master:
-        """Write node files and master."""
+    def __repr__(self) -> str:
+        blocks = ", ".join(
+            f"{block.index}..{block.end - 1} to {rank}"
+            f"{f' without {sorted(block.absences)}' if block.absences else ''}"
+            for rank, block in self.blocks
+        )
+        return f"{self.nb_frames} frames of {self.spec}: {blocks}"
+
+    def write(self, prefix: Path, **fields: object) -> str:
+        """Write node files and master; returns its path.
+
+        Args:
+            prefix: what their paths begin with.
+            fields: of the sink.
+        """
         n = self.nb_frames
-        context = context_of(prefix, self.spec, nb_frames=n, frames_per_block=self.frames_per_block)
         fate = np.full(n, Fate.NOT_ACQUIRED, np.uint8)
         node, row = np.full(n, -1, np.int16), np.full(n, -1, np.int64)
         absences: dict[int, Absence] = {}
-        sinks: dict[int, SaveDense] = {}
-        for rank, block in self.blocks:
+        sinks: dict[int, Hdf5Sink] = {}
+        for number, (rank, block) in enumerate(self.blocks):
             if rank not in sinks:
-                sink = SaveDense.load({"compression": compression}, "test")
-                sinks[rank] = started(
-                    sink, self.spec, replace(context, rank=rank, node=f"node{rank}")
-                )
+                sinks[rank] = self._started(sink_for(self.spec, **fields), prefix, rank)
             part = slice(block.index, block.end)
-            first = sinks[rank].write(block)
+            others = [] if self.background is None else [self.background(block)]
+            first = sinks[rank].write(block, *others)
             row[part] = np.arange(first, first + block.count)
             node[part], fate[part] = rank, Fate.SAVED
+            for offset in range(block.count):
+                absences.pop(block.index + offset, None)
             for offset, absence in block.absences.items():
                 fate[block.index + offset] = absence.cause
                 absences[block.index + offset] = absence
+            if number in self.flush_after:
+                sinks[rank].flush()
         for sink in sinks.values():
             sink.finish()
         self.node_files = {rank: sink.files for rank, sink in sinks.items()}
         self.table = FrameTable(fate, node, row, absences)
-        return write_master(
-            str(prefix), self.table, self.node_files, self.spec, context,
-            outcome="stopped", errors=["it was cold"],
-        )  # fmt: skip
+        return self.write_master(prefix)
+
+    def _started(self, sink: Hdf5Sink, prefix: Path, rank: int) -> Hdf5Sink:
+        if self.background is None:
+            sink.prepare(self.spec)
+        else:
+            assert isinstance(sink, SaveSparse)
+            sink.prepare(self.spec, self.background(Block(self.spec, 0, 0, None)).spec)
+        context = replace(self.context(prefix), maps=self.maps, shared={})
+        sink.start(replace(context, rank=rank, node=f"node{rank}"))
+        return sink
+
+    def context(self, prefix: Path) -> RunContext:
+        """What the nodes are told, and the master is written with."""
+        n = self.nb_frames
+        return context_of(prefix, self.spec, nb_frames=n, frames_per_block=self.frames_per_block)
+
+    def write_master(self, prefix: Path) -> str:
+        """Write it, perhaps again, by what `table` and `node_files` say; returns its path."""
+        context = self.context(prefix)
+        saved = Saved(entry_of(context), context, self.spec, self.table, self.node_files)
+        self.problems = write_master(master_path(prefix), [saved], ENDING)
+        return master_path(prefix)
 
     def expected(self) -> Array:
-        """What a reader of the master should see."""
-        shape = (self.nb_frames, *self.spec.saved_shape)
-        frames = np.broadcast_to(fill_value(self.spec.dtype), shape).copy()
+        """What a reader of the master should see; not of sparse frames."""
+        fill = fill_value(self.spec.dtype)
+        frames = np.empty((self.nb_frames, *self.spec.saved_shape), self.spec.dtype)
+        frames[:] = fill
         for _, block in self.blocks:
             for frame in block.frames():
-                if frame.data is not None:
-                    frames[frame.index] = frame.data
+                frames[frame.index] = fill if frame.data is None else frame.data
         return frames
+
+    def expected_rows(self) -> list[Array]:
+        """The rows of each frame that a reader of a sparse master should see."""
+        found: list[Array] = [np.empty(0, self.spec.dtype)] * self.nb_frames
+        for _, block in self.blocks:
+            for frame in block.frames():
+                nothing = np.empty(0, self.spec.dtype)
+                found[frame.index] = nothing if frame.data is None else frame.data
+        return found
+
+    def expected_records(self, name: str, unknown: float) -> Array:
+        """What a reader of the master should see of a per-frame value of the detector."""
+        values = np.full(self.nb_frames, unknown)
+        for _, block in self.blocks:
+            values[block.index : block.end] = block.columns.get(name, unknown)
+        return values
 
 
 LOST = Absence(Fate.DETECTOR_GAP, "made up", "lost on the way")
@@ -128,6 +203,25 @@ def numbers(spec: FrameSpec, index: int, count: int) -> Array:
     size = int(np.prod(spec.shape))
     values = (np.arange(count)[:, None] + index) * 7 + np.arange(size) % 5
     return (values % 100).astype(spec.dtype).reshape(count, *spec.shape)
+
+
+def noise(spec: FrameSpec, count: int, seed: int) -> Array | Ragged:
+    """Data of random bits, not-a-numbers and fill values among them; pixels lie in the image."""
+    rng = np.random.default_rng(seed)
+    if spec.kind == "sparse":
+        counts = rng.integers(0, 6, count) * rng.integers(0, 2, count)
+        names = spec.dtype.names or ()
+        columns = {name: _bits(rng, int(counts.sum()), spec.dtype[name]) for name in names}
+        if "index" in columns:
+            columns["index"] = columns["index"] % np.uint32(np.prod(spec.shape))
+        return Ragged.of(counts, columns)
+    return _bits(rng, count * int(np.prod(spec.shape)), spec.dtype).reshape(count, *spec.shape)
+
+
+def _bits(rng: np.random.Generator, count: int, dtype: np.dtype[Any]) -> Array:
+    if dtype.kind == "b":
+        return rng.integers(0, 2, count).astype(bool)
+    return np.frombuffer(rng.bytes(count * dtype.itemsize), dtype)
 
 
 def round_robin(

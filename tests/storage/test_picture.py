@@ -11,12 +11,12 @@ from hypothesis import given
 from matplotlib.image import imread
 
 from lima2py.errors import BadParameter, LimaError, StorageError
-from lima2py.frame import Array, Block, FrameSpec
+from lima2py.frame import Array, Block, FrameSpec, Ragged
 from lima2py.geometry import Affine, Roi
 from lima2py.storage import picture
 from lima2py.storage.picture import draw
 from lima2py.testing.strategies import Chain, chains
-from tests.storage.made_up import LOST, MadeUpRun, round_robin
+from tests.storage.made_up import LOST, MadeUpRun, noise, round_robin
 
 GREY = tuple(int(picture._NO_NUMBER[i : i + 2], 16) for i in (1, 3, 5))
 CYAN = tuple(int(picture._ROI[i : i + 2], 16) for i in (1, 3, 5))
@@ -37,7 +37,7 @@ def saved(folder: Path, images: Array, to_detector: Affine | None = None) -> str
         (0, Block(spec, 0, n, images[:, None])),
         (0, Block.absent(spec, n, 1, LOST)),
     ]
-    return MadeUpRun(spec, blocks, n + 1, n).write(folder / "a").path
+    return MadeUpRun(spec, blocks, n + 1, n).write(folder / "a")
 
 
 def test_pixels_without_a_number_have_a_colour_of_their_own(tmp_path: Path) -> None:
@@ -136,11 +136,35 @@ def test_no_peak_is_lost_when_a_large_image_is_reduced() -> None:
     ],
 )
 def test_every_kind_of_product_can_be_drawn(tmp_path: Path, spec: FrameSpec) -> None:
-    path = round_robin(spec, 30, 4, 2, absent=[0, 7]).write(tmp_path / "a").path
+    path = round_robin(spec, 30, 4, 2, absent=[0, 7]).write(tmp_path / "a")
     for number, arguments in enumerate(({}, {"frame": 9}, {"total": True})):
         png = tmp_path / f"{number}.png"
         draw(path, png, **arguments)  # type: ignore[arg-type]
         assert imread(png).std() > 0.01
+
+
+@pytest.mark.parametrize("names", [("index", "value"), ("x", "sum")])
+def test_sparse_frames_are_drawn_as_images_or_by_how_many_rows_they_have(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    spec = FrameSpec("sparse", (1, 30, 40), np.dtype([(names[0], "u4"), (names[1], "u2")]))
+    blocks = [(n % 2, Block(spec, 4 * n, 4, noise(spec, 4, n), {2: LOST})) for n in range(5)]
+    path = MadeUpRun(spec, blocks, 20, 4).write(tmp_path / "a")
+    for number, arguments in enumerate(({}, {"frame": 9}, {"total": True})):
+        png = tmp_path / f"{number}.png"
+        draw(path, png, **arguments)  # type: ignore[arg-type]
+        assert imread(png).std() > 0.01
+
+
+def test_the_sum_of_sparse_pixels_shows_them_where_they_are(tmp_path: Path) -> None:
+    spec = FrameSpec("sparse", (1, 20, 40), np.dtype([("index", "u4"), ("value", "f4")]))
+    index = np.array([5 * 40 + 10], "u4")
+    data = Ragged.of(np.array([1]), {"index": index, "value": np.array([np.nan], "f4")})
+    path = MadeUpRun(spec, [(0, Block(spec, 0, 1, data))], 1, 1).write(tmp_path / "a")
+    draw(path, tmp_path / "a.png")
+    rows, columns = np.nonzero(seen(tmp_path / "a.png", GREY))
+    height, width = rows.max() - rows.min() + 1, columns.max() - columns.min() + 1
+    assert 0.8 < width / height < 1.25, "one pixel, which has no number"
 
 
 def test_long_curves_keep_their_extremes() -> None:
@@ -169,7 +193,7 @@ def test_a_file_in_which_nothing_was_saved_says_so(tmp_path: Path, kind: str) ->
     if kind == "table":
         spec = FrameSpec("table", (2,), np.dtype([("sum", "f8")]))
     blocks = [(0, Block.absent(spec, 0, 3, LOST))]
-    path = MadeUpRun(spec, blocks, 3, 3).write(tmp_path / "a").path
+    path = MadeUpRun(spec, blocks, 3, 3).write(tmp_path / "a")
     with pytest.raises(BadParameter, match="none of them with data"):
         draw(path, tmp_path / "a.png")
 

@@ -1,23 +1,30 @@
-"""Files open with no click in the programs people have."""
+"""Files open with no click in the programs people have: dense, sparse, curves, of several nodes.
+
+Frames are absent at the begin, in between and at the end; each node's files are rotated.
+"""
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import fabio
+import h5py
 import numpy as np
 import pytest
 import silx.io
 from nexusformat.nexus import nxload
 from silx.io.nxdata import get_default
 
-from lima2py.frame import Array, FrameSpec
-from tests.storage.made_up import MadeUpRun, round_robin
+from lima2py.frame import Array, Block, FrameSpec, Ragged
+from tests.storage.made_up import LOST, MadeUpRun, round_robin
 
 COUNTERS = np.dtype([("min", "f8"), ("sum", "f8")])
-ABSENT = [4, 9, 29]
+ABSENT = [0, 4, 9, 29]
 
 
 @pytest.fixture(scope="module", params=["alone", "small", "bands"])
@@ -29,7 +36,7 @@ def images(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         "bands": (FrameSpec.dense(12, 16, np.float32, bands=2), 4),
     }[request.param]
     run = round_robin(spec, 30, block, 2, absent=ABSENT)
-    run.write(tmp_path_factory.mktemp("images") / "a")
+    run.write(tmp_path_factory.mktemp("images") / "a", frames_per_file=12)
     return run
 
 
@@ -37,7 +44,9 @@ def seen_by(run: MadeUpRun, kind: str) -> tuple[str, Array]:
     """A file, and what should be seen in it."""
     file = Path(run.node_files[0][0])
     if kind == "node":
-        return str(file), run.expected()[run.table.node == 0]
+        with h5py.File(file) as opened:
+            index = opened["entry_0000/measurement/index"][:]
+        return str(file), run.expected()[index]
     return str(file.with_name("a_master.h5")), run.expected()
 
 
@@ -49,8 +58,8 @@ def test_silx_shows_the_images(images: MadeUpRun, kind: str) -> None:
         assert default.interpretation == "image"
         assert default.plot_style.signal_scale_type == "log"
         assert np.array_equal(default.signal[()], expected, equal_nan=True)
-        frames = images.table.node == 0 if kind == "node" else slice(None)
-        assert np.array_equal(default.axes[0][()], np.arange(30)[frames])
+        frames = images.expected()[default.axes[0][()].astype(int)]
+        assert np.array_equal(frames, expected, equal_nan=True)
 
 
 @pytest.mark.parametrize("kind", ["master", "node"])
@@ -95,6 +104,110 @@ def test_vectors_and_tables_have_a_default_plot(tmp_path: Path, spec: FrameSpec,
             assert default.interpretation == "spectrum"
     plotted = nxload(path).plottable_data
     assert np.array_equal(plotted.nxsignal[()].nxdata, expected, equal_nan=True)
+
+
+PIXELS = FrameSpec("sparse", (1, 40, 50), np.dtype([("index", "u4"), ("value", "i4")]))
+BINS = 9
+
+
+@pytest.fixture(scope="module", params=["plain", "background"])
+def sparse(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Sparse:
+    """Sparse pixels of two nodes, perhaps with their background."""
+    rng = np.random.default_rng(3)
+    images = rng.poisson(0.05, (30, *PIXELS.image)).astype(np.int32) * 1000
+    images[ABSENT] = 0
+    images[:, ~np.isfinite(MASK)] = 0
+    unsure = np.zeros(images.shape, bool)
+    background = request.param == "background"
+    run = MadeUpRun(PIXELS, [], 30, 3, levels if background else None)
+    for number, index in enumerate(range(0, 30, 3)):
+        part = images[index : index + 3].reshape(3, -1)
+        columns = {"index": part.nonzero()[1].astype("u4"), "value": part[part != 0]}
+        data = Ragged.of((part != 0).sum(axis=1), columns)
+        gone = {n - index: LOST for n in ABSENT if index <= n < index + 3}
+        run.blocks = [*run.blocks, (number % 2, Block(PIXELS, index, 3, data, gone))]
+    folder = tmp_path_factory.mktemp("sparse")
+    if background:
+        run.maps = {"radius": RADIUS, "mask": MASK, "normalization": NORMALIZATION}
+        at = np.interp(MASK, RADIUS, np.arange(BINS))  # what `levels` gives is linear in the bin
+        for index in range(30):
+            level = 0 * at if index in ABSENT else (index % 7 + at) * NORMALIZATION
+            under = np.where(images[index] == 0, level, images[index])
+            unsure[index] = np.abs(under % 1 - 0.5) < 1e-4  # rounded up or down
+            dummy = np.iinfo(np.int32).max
+            images[index] = np.where(np.isfinite(MASK), np.floor(under + 0.5), dummy)
+    assert unsure.mean() < 0.01
+    return Sparse(run, run.write(folder / "a", frames_per_file=12), images, unsure)
+
+
+RADIUS = np.linspace(0, 64, BINS, dtype=np.float32)
+MASK = np.hypot(*np.meshgrid(np.arange(50), np.arange(40))).astype(np.float32)
+MASK[3:5, 7] = np.nan
+NORMALIZATION = np.linspace(0.5, 1, 2000, dtype=np.float32).reshape(40, 50)
+LEVELS = np.dtype([("q_nm^-1", "f8"), ("avg", "f8"), ("std", "f8"), ("count", "u4")])
+
+
+def levels(block: Block) -> Block:
+    """A background of each frame that grows by one from bin to bin."""
+    table = np.zeros((block.count, BINS), LEVELS)
+    table["avg"] = (np.arange(block.count) + block.index)[:, None] % 7 + np.arange(BINS)
+    return block.carry(FrameSpec("table", (BINS,), LEVELS), table)
+
+
+class Sparse(NamedTuple):
+    """A run, its master, and the images that readers should make of it, or one less or more."""
+
+    run: MadeUpRun
+    path: str
+    images: Array
+    unsure: Array
+
+    def check(self, found: list[Array], frames: Iterable[int]) -> None:
+        """Compare images with those of some frames."""
+        for image, frame in zip(found, frames, strict=True):
+            assert image.dtype == self.images.dtype
+            off = image.astype(np.int64) - self.images[frame]
+            assert not off[~self.unsure[frame]].any(), frame
+            assert np.abs(off).max() <= 1, frame
+
+
+def test_fabio_gives_the_images_back_and_says_nothing(
+    sparse: Sparse, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "fabio"), fabio.open(sparse.path) as opened:
+        assert type(opened).__name__ == "SparseImage"
+        assert opened.nframes == 30
+        sparse.check([opened.getframe(number).data for number in range(30)], range(30))
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+def test_fabio_gives_back_the_images_of_one_node(sparse: Sparse) -> None:
+    path = sparse.run.node_files[1][0]
+    with h5py.File(path) as file:
+        index = file["entry_0000/measurement/index"][:]
+    with fabio.open(path) as opened:
+        sparse.check([opened.getframe(row).data for row in range(len(index))], index)
+
+
+def test_densify_bragg_makes_a_stack_of_them(sparse: Sparse, tmp_path: Path) -> None:
+    densify, out = Path(sys.executable).parent / "densify_Bragg", f"{tmp_path}/{{basename}}.h5"
+    command = [str(densify), "-N", "0", "-o", out]
+    done = subprocess.run(
+        [*command, sparse.path], capture_output=True, text=True, timeout=100, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    (made,) = tmp_path.glob("*.h5")
+    with fabio.open(str(made)) as opened:
+        found = [opened.getframe(number).data for number in range(30)]
+    sparse.check(found, range(30))
+
+
+def test_silx_and_nexusformat_plot_how_many_pixels_there_are(sparse: Sparse) -> None:
+    counts = [len(rows) for rows in sparse.run.expected_rows()]
+    assert max(counts) > min(counts)
+    with silx.io.open(sparse.path) as file:
+        assert get_default(file).signal[()].tolist() == counts
+    assert nxload(sparse.path).plottable_data.nxsignal[()].nxdata.tolist() == counts
 
 
 LIBERTEM = """

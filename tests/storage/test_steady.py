@@ -14,12 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lima2py.frame import Block, Fate, FrameSpec
+from lima2py.frame import Block, Fate, FrameSpec, Ragged
 from lima2py.storage import steady
-from lima2py.storage.dense import SaveDense
-from lima2py.storage.read import RunFile
 from lima2py.storage.steady import PAGE, SteadyFile
-from tests.storage.made_up import context_of, numbers, started
+from tests.storage.made_up import LOST, context_of, numbers, sink_for, started
+from tests.storage.plain import read
 
 Pwrite = Callable[[int, bytes, int], int]
 
@@ -108,15 +107,31 @@ def test_an_existing_file_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == b"precious"
 
 
-@pytest.mark.parametrize(("side", "frames_per_block"), [(8, 4), (128, 1)])
+PIXELS = FrameSpec("sparse", (1, 20, 30), np.dtype([("index", "<u4"), ("value", "<u2")]))
+
+
+def frames_of(spec: FrameSpec, index: int, count: int) -> Block:
+    if spec.kind != "sparse":
+        return Block(spec, index, count, numbers(spec, index, count))
+    counts = np.arange(index, index + count) % 3
+    values = np.repeat(np.arange(index, index + count), counts)
+    columns = {"index": values.astype("u4") % 600, "value": values.astype("u2")}
+    return Block(spec, index, count, Ragged.of(counts, columns))
+
+
+@pytest.mark.parametrize(
+    ("spec", "frames_per_block"),
+    [(FrameSpec.dense(8, 8, "u2"), 4), (FrameSpec.dense(128, 128, "u2"), 1), (PIXELS, 4)],
+    ids=["shared chunks", "alone", "sparse"],
+)
 def test_whenever_the_writer_is_killed_all_that_is_safe_can_be_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: int, frames_per_block: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: FrameSpec, frames_per_block: int
 ) -> None:
     """The file after each single write to the disk, as a kill there would leave it."""
-    spec = FrameSpec.dense(side, side, np.uint16)
     context = context_of(tmp_path / "a", spec, frames_per_block=frames_per_block)
-    sink = started(SaveDense.load({"compression": "none"}, "test"), spec, context)
+    sink = started(sink_for(spec, compression="none"), spec, context)
     safe = points = 0
+    lost: set[int] = set()
 
     def pwrite(fd: int, data: bytes, at: int) -> int:
         nonlocal points
@@ -128,19 +143,36 @@ def test_whenever_the_writer_is_killed_all_that_is_safe_can_be_read(
 
     def check() -> None:
         left = tmp_path / "left.h5"
-        left.write_bytes(Path(sink.files[0]).read_bytes())
-        with RunFile(left) as file:
-            saved = np.flatnonzero(file.fate == Fate.SAVED)
-            assert saved[:safe].tolist() == file.index[:safe].tolist() == list(range(safe))
-            frames = file._data[:]
-            # Neither frames that are safe, nor any other that looks saved.
-            assert np.array_equal(frames[saved], numbers(spec, 0, len(saved))[:, 0])
+        part = Path(f"{sink.files[0]}.part")
+        left.write_bytes((part if part.exists() else Path(sink.files[0])).read_bytes())
+        seen = read(left)
+        count = len(seen.frames["fate"])
+        assert count >= safe
+        assert seen.frames["index"].tolist()[:safe] == list(range(safe))
+        # Neither frames that are safe, nor any other that looks so.
+        saved = seen.frames["fate"] == Fate.SAVED
+        absent = seen.frames["fate"] == LOST.cause
+        assert (saved | absent)[:safe].all()
+        assert all(seen.absences[frame] == LOST for frame in lost if frame < safe)
+        assert not absent[[frame for frame in range(count) if frame not in lost]].any()
+        expected = frames_of(spec, 0, count)
+        if spec.kind != "sparse":
+            assert np.array_equal(seen.data["data"][:count][saved], expected.pixels[saved, 0])
+            return
+        rows = seen.rows({"index": "index", "value": "intensity"})
+        assert len(rows) >= safe
+        for frame in np.flatnonzero(saved[: len(rows)]).tolist():
+            wanted = expected.rows.rows(frame)
+            assert np.array_equal(rows[frame]["index"], wanted["index"])
+            assert np.array_equal(rows[frame]["value"], wanted["value"])
 
     with_pwrite(monkeypatch, pwrite)
     index = 0
     for step in range(60):
         count = 1 + step % frames_per_block
-        sink.write(Block(spec, index, count, numbers(spec, index, count)))
+        gone = {0: LOST} if step % 5 == 4 else {}
+        lost.update(index + offset for offset in gone)
+        sink.write(frames_of(spec, index, count).refuse(gone))
         index += count
         if step % 3 == 2:
             sink.flush()

@@ -290,7 +290,7 @@ def _roi_profiles(entry: Entry, band: Array, under: Array, files: Any) -> Array:
 
 
 def _histogram(entry: Entry, band: Array, under: Any, files: Any) -> Array:
-    return np.histogram(band.astype("f8"), entry["bins"], entry["range"])[0]
+    return np.histogram(band.astype("f8"), entry["bins"], entry["range"])[0].astype("u4")
 
 
 def _sparsify(name: str, entry: Entry, inputs: list[Product], files: Any) -> Product:
@@ -399,5 +399,5 @@ _TASKS: Mapping[str, Callable[[str, Entry, list[Product], Mapping[str, Array]], 
     "frame_range": _choose(lambda entry, n, _: not entry["start"] <= n < entry["stop"]),
     "reject": _choose(_rejects),
     "tap": _as_it_is,
-    "save_dense": _as_it_is,
+    **dict.fromkeys(["save_dense", "save_vector", "save_table", "save_sparse"], _as_it_is),
 }

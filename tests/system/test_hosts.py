@@ -43,8 +43,8 @@ def node(tmp_path: Path) -> Iterator[Start]:
         process.stdout.close()
 
 
-def system_of(**nodes: list[dict[str, Any]]) -> System:
-    detector = {"pattern": "verifiable", "shape": [128, 96]}
+def system_of(encoding: str = "none", **nodes: list[dict[str, Any]]) -> System:
+    detector = {"pattern": "verifiable", "shape": [128, 96], "encoding": encoding}
     values = {"system": "hosts", "detector": "simulator", "set": detector, **nodes}
     return System.load(values, "test")
 
@@ -88,6 +88,22 @@ def test_nodes_here_and_elsewhere_work_together(tmp_path: Path, node: Start) -> 
         session.start()
         report = session.wait(60)
     assert report.saved == 2000
+    assert_verifiable(report.masters["raw"], (128, 96))
+
+
+def test_compressed_frames_reach_a_node_on_another_host(tmp_path: Path, node: Start) -> None:
+    system = system_of(
+        "bslz4",
+        acquisition=[{"node": "acq0", "host": "127.0.0.1"}],
+        processing=[{"node": "proc0", "address": node("processing", "proc0", "--isolated")}],
+    )
+    graph = tmp_path / "kept.yaml"
+    graph.write_text("tasks: {raw: {do: save_raw, from: detector}}")
+    with Session.open(system) as session:
+        session.prepare(graph=graph, output=tmp_path, nb_frames=1000, expo_time=1e-6)
+        session.start()
+        report = session.wait(60)
+    assert report.saved == 1000
     assert_verifiable(report.masters["raw"], (128, 96))
 
 

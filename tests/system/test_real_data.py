@@ -18,7 +18,7 @@ graph: recorded
 tasks:
   whole: {do: roi_counters, from: detector, rois: {all: [0, 0, 256, 256]}}
   raw: {do: save_dense, from: detector}
-  counts: {do: save_dense, from: whole}
+  counts: {do: save_table, from: whole}
 """
 
 

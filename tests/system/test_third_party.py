@@ -111,7 +111,7 @@ tasks:
   gained: {do: gain, from: detector, by: 0.5}
   where:  {do: brightest, from: gained}
   images: {do: save_dense, from: gained}
-  places: {do: save_dense, from: where}
+  places: {do: save_vector, from: where}
 """
 SMALL = ["--set", "detector.pattern=verifiable", "--set", "detector.shape=[48,64]"]
 

@@ -46,7 +46,7 @@ class Node:
             absences = [(0, part) for part in wire.pack_absences(block.absences)]
             done = wire.DoneBlock(block.index, block.count, *block.origin, [], absences)
             self.pull.acknowledge([done])
-        self.pull.farewell({}, [])
+        self.pull.farewell({}, [], [])
         self.pull.close()
 
     @property
@@ -128,6 +128,29 @@ def test_every_frame_arrives_once_at_its_owner(
     }
     assert rig.ring.used == 0
     assert rig.push.errors == []
+
+
+def test_how_a_node_is_doing_is_told_but_does_not_count_as_an_answer(
+    tmp_path: Path, rigs: list[Rig]
+) -> None:
+    rig = Rig(tmp_path, 2, True)
+    rigs.append(rig)
+    told: list[wire.Statistics] = []
+    rig.push.on_statistics = told.append
+    heard = dict(rig.push._heard)
+    stranger = Pull(
+        rig.context, RUN, 1, "another start of it", SPEC,
+        list(rig.nodes[0].pull._senders.values()), [f"ipc://{tmp_path}/stranger"], 4,
+    )  # fmt: skip
+    stranger.report(1.0, {})
+    rig.nodes[0].mute = rig.nodes[1].mute = True
+    rig.nodes[1].pull.report(125.5, {"masked+view": 0.25, "raw": 0.5})
+    while not told or not rig.push.refused:
+        rig.push.listen()
+    stranger.close()
+    assert told == [wire.Statistics(RUN, 1, "inc1", 125.5, {"masked+view": 0.25, "raw": 0.5})]
+    assert rig.push.refused == 1
+    assert rig.push._heard == heard
 
 
 def test_an_absence_travels_with_its_block(tmp_path: Path, rigs: list[Rig]) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lima2py.errors import ProtocolError
-from lima2py.frame import Absence, Block, Fate, FrameSpec
+from lima2py.frame import SIZES, Absence, Array, Block, Fate, FrameSpec
 from lima2py.transport import wire
 
 SPEC = FrameSpec.dense(3, 4, "uint16")
@@ -17,10 +17,32 @@ absences = st.dictionaries(
     st.integers(0, 19),
     st.builds(Absence, st.sampled_from(list(Fate)), st.text(max_size=5), st.text(max_size=5)),
 )
+logged = st.tuples(
+    st.lists(st.floats(allow_nan=False), max_size=3),
+    st.lists(st.floats(allow_nan=False) | st.text(), max_size=3),
+    st.text(),
+)
 messages = st.one_of(
     st.builds(wire.Start, st.text(), st.integers(0, 9)),
     st.builds(wire.Last, st.text(), st.integers(0, 9)),
     st.builds(wire.End, st.text(), st.integers(0, 9), st.booleans()),
+    st.builds(
+        wire.Statistics,
+        st.text(),
+        st.integers(0, 9),
+        st.text(),
+        st.floats(allow_nan=False),
+        st.dictionaries(st.text(), st.floats(allow_nan=False)),
+    ),
+    st.builds(
+        wire.Account,
+        st.text(),
+        st.integers(0, 9),
+        st.binary(),
+        st.text(),
+        st.lists(st.text()),
+        st.dictionaries(st.text(), logged, max_size=3),
+    ),
     st.builds(
         wire.Closed,
         st.text(),
@@ -136,3 +158,29 @@ def test_missing_pixels_are_refused_unless_all_are_absent() -> None:
 def test_columns_that_are_not_one_number_a_frame_are_refused(column: tuple[str, bytes]) -> None:
     with pytest.raises(ProtocolError, match="column c"):
         wire.unpack_columns({"c": column}, 1)
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=6), st.integers(0, 2**16))
+def test_encoded_frames_travel_as_the_bytes_that_are_used(sizes: list[int], seed: int) -> None:
+    spec = FrameSpec.encoded(SPEC, "bslz4", 12)
+    data = np.random.default_rng(seed).integers(0, 256, (len(sizes), 12)).astype(np.uint8)
+    block = Block(spec, 5, len(sizes), data, columns={SIZES: np.array(sizes, np.uint64)})
+    content = wire.content_of(block)
+    assert content.nbytes == sum(sizes)
+    packed = wire.pack_columns(block.columns)
+    message = wire.BlockMessage("r", 0, 0, 5, len(sizes), -1, [], packed)
+    found = wire.block_of(message, FrameSpec.from_plain(spec.plain()), bytes(content))
+    assert found.spec == spec
+    for offset, size in enumerate(sizes):
+        assert bytes(found.payload(offset)) == bytes(data[offset, :size])
+    for wrong in (bytes(content) + b"x", bytes(content)[:-1] if sum(sizes) else b"y"):
+        with pytest.raises(ProtocolError, match="bytes of encoded frames"):
+            wire.block_of(message, spec, wrong)
+
+
+@pytest.mark.parametrize("columns", [{}, {SIZES: np.array([-1, 5])}, {SIZES: np.array([2.0, 2.0])}])
+def test_encoded_frames_without_their_sizes_are_refused(columns: dict[str, Array]) -> None:
+    spec = FrameSpec.encoded(SPEC, "bslz4", 12)
+    message = wire.BlockMessage("r", 0, 0, 0, 2, -1, [], wire.pack_columns(columns))
+    with pytest.raises(ProtocolError, match="without their sizes"):
+        wire.block_of(message, spec, b"1234")

@@ -1,0 +1,159 @@
+"""The masters of all sinks of a run, at its end and, as a preview, while it goes on."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from itertools import cycle
+from pathlib import Path
+
+import h5py
+
+from lima2py.errors import LimaError
+from lima2py.storage.failures import HDF5_ERRORS
+from lima2py.storage.flat import SaveFlat, write_flat_master
+from lima2py.storage.layout import entry_of
+from lima2py.storage.logs import Series
+from lima2py.storage.master import Ending, FrameTable, Saved, write_master
+from lima2py.storage.names import FLAT_MASTER, PART, master_path, node_files_at
+from lima2py.storage.rebuild import gather
+from lima2py.storage.sinks import Hdf5Sink
+from lima2py.task import RunContext, Sink
+
+PREVIEW_EVERY = 1.0
+"""Seconds between two previews of one master, at least."""
+PREVIEW_SHARE = 0.05
+"""Of the time, at most, that is spent on previews."""
+
+
+def by_prefix(sinks: Mapping[str, Sink], paths: Mapping[str, str]) -> dict[str, list[str]]:
+    """The sinks that share a master, by the path their files begin with."""
+    found: dict[str, list[str]] = {}
+    for name in sinks:
+        found.setdefault(paths[name], []).append(name)
+    return found
+
+
+def write_masters(
+    sinks: Mapping[str, Sink],
+    context: RunContext,
+    tables: Mapping[str, FrameTable],
+    node_files: Mapping[int, Mapping[str, Sequence[str]]],
+    ending: Ending,
+) -> tuple[dict[str, str], list[str]]:
+    """Write the masters of a run that is over, and take away their previews.
+
+    Args:
+        sinks: by name, in the order of the graph, prepared.
+        context: the run; `paths` says where the files of each sink begin.
+        tables: what became of every frame, by sink.
+        node_files: the files that nodes say they wrote, by rank and sink.
+        ending: how the run ended.
+
+    Returns:
+        The path of its master, by sink; and what is wrong with them or could not be written.
+    """
+    masters: dict[str, str] = {}
+    problems: list[str] = []
+    for prefix, names in by_prefix(sinks, context.paths).items():
+        products = []
+        for name in names:
+            sink = sinks[name]
+            if not isinstance(sink, (Hdf5Sink, SaveFlat)):
+                continue  # of somebody else, who sees to it
+            found = {
+                rank: all_files(prefix, sink.node_file, files.get(name, ()))
+                for rank, files in node_files.items()
+            }
+            run = context.of_task(name, sink.saved.span)
+            products.append(Saved(entry_of(run), run, sink.saved, tables[name], found))
+        if not products:
+            continue
+        flat = isinstance(sinks[names[0]], SaveFlat)
+        path = f"{prefix}{FLAT_MASTER}" if flat else master_path(prefix)
+        write = write_flat_master if flat else write_master
+        try:
+            problems += write(path, products, ending)
+            masters.update(dict.fromkeys(names, path))
+            Path(f"{path}{PART}").unlink(missing_ok=True)
+        except Exception as error:  # the other masters are still to be written
+            problems.append(
+                f"the master of {' and '.join(names)}: {error}; when that is mended, write it by:"
+                f" lima2py recover {prefix}"
+            )
+    return masters, problems
+
+
+def all_files(prefix: str, template: str, told: Sequence[str]) -> list[str]:
+    """All files of a node: those it told of, and those it began after that, before it was lost.
+
+    Args:
+        prefix: what the files begin with.
+        template: the sink's `node_file`.
+        told: the first of them at least.
+    """
+    if not told:
+        return []
+    with suppress(LimaError):  # the folder is gone: what was told is told
+        names = node_files_at(Path(prefix), template)
+        known = {os.fspath(name.path).removesuffix(PART): name for name in names}
+        first = known.get(told[0])
+        if first is not None:
+            mine = [path for path, name in known.items()
+                    if (name.rank, name.node) == (first.rank, first.node)
+                    and Path(path).suffix == Path(told[0]).suffix]  # fmt: skip
+            return [*told, *sorted(set(mine) - set(told), key=lambda path: known[path].number)]
+    return list(told)
+
+
+class Previews:
+    """What the masters would be by now, written again and again while a run goes on.
+
+    A preview is called like the master, with `.part` behind it. It is made from the files of the
+    nodes, as far as they can be seen from here.
+
+    Args:
+        sinks: by name, in the order of the graph.
+        paths: where the files of each begin.
+        logs: gives what was logged so far.
+    """
+
+    def __init__(
+        self,
+        sinks: Mapping[str, Sink],
+        paths: Mapping[str, str],
+        logs: Callable[[], Mapping[str, Series]],
+    ):
+        self._logs = logs
+        self._templates = {
+            prefix: sink.node_file
+            for prefix, (name, *_) in by_prefix(sinks, paths).items()
+            if isinstance(sink := sinks[name], Hdf5Sink)
+        }
+        self._turns = cycle(self._templates.items())
+        self._next = time.monotonic() + PREVIEW_EVERY
+
+    def refresh(self) -> None:
+        """Write one of them, if it is time: they take turns."""
+        began = time.monotonic()
+        if began < self._next or not self._templates:
+            return
+        # A file that is half updated just now will be whole the next time.
+        with suppress(LimaError, *HDF5_ERRORS):
+            write_preview(*next(self._turns), self._logs())
+        cost = time.monotonic() - began
+        self._next = began + max(PREVIEW_EVERY / len(self._templates), cost / PREVIEW_SHARE)
+
+
+def write_preview(prefix: str, template: str, logs: Mapping[str, Series]) -> None:
+    """Write what the master of a run that goes on would be by now.
+
+    Raises:
+        StorageError, OSError, RuntimeError, ValueError, KeyError: if a file cannot be read now.
+    """
+    names = node_files_at(Path(prefix), template)
+    files = [name.path for name in names if h5py.is_hdf5(name.path)]  # others are just begun
+    if products := gather(files, whole=False):
+        write_master(f"{master_path(prefix)}{PART}", products, Ending("running", logs=logs))

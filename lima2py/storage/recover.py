@@ -1,0 +1,292 @@
+"""Finish what dead writers left: files of nodes get their names, masters are built from them.
+
+The bytes of a node's file are never changed, and none that holds a frame is removed. A run that
+somebody still writes is left alone: its files carry a lock (see `steady`), and where locks do not
+reach, from one host to another, files that changed lately count as being written too.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from lima2py.errors import LimaError, StorageError
+from lima2py.frame import Fate
+from lima2py.storage.entry import NodeEntry
+from lima2py.storage.failures import HDF5_ERRORS, telling
+from lima2py.storage.glance import Glance, Looker
+from lima2py.storage.logs import Series
+from lima2py.storage.master import Ending, Saved, write_master
+from lima2py.storage.names import MASTER, PART
+from lima2py.storage.rebuild import entries_of, saved_in
+from lima2py.storage.recover_flat import recover_flat
+from lima2py.storage.recovery import SAID, Recovery, closed, counted, why_not
+from lima2py.storage.reread import reread
+
+DEPTH = 5
+"""How many folders below the given one are looked into."""
+_NODE_FILE = re.compile(rf".*_\d{{5,}}(_.*)?\.(h5|raw)({re.escape(PART)})?", re.DOTALL)
+
+
+@dataclass
+class _Files:
+    """What lies at one prefix, of one run."""
+
+    master: Path
+    run: str
+    name: str
+    nodes: dict[Path, Glance] = field(default_factory=dict)
+    final: Glance | None = None
+    preview: bool = False
+
+    @property
+    def parts(self) -> list[Path]:
+        return [path for path in self.nodes if path.name.endswith(PART)]
+
+    @property
+    def part_of_master(self) -> Path:
+        return self.master.with_name(f"{self.master.name}{PART}")
+
+    @property
+    def all(self) -> list[Path]:
+        masters = [self.master] * (self.final is not None) + [self.part_of_master] * self.preview
+        return [*self.nodes, *masters]
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is to be done."""
+        if self.final is None or self.parts or self.preview:
+            return False
+        folder = self.master.parent
+        return not any(
+            name.endswith(PART) and os.path.exists(folder / name.removesuffix(PART))
+            for name in self.final.names
+        )
+
+
+def recover(where: Path, *, force: bool = False) -> tuple[list[Recovery], int]:
+    """Recover the runs that were left unfinished.
+
+    Args:
+        where: a folder, and those below it; or what the files of one sink begin with, or one of
+            them.
+        force: recover also what changed in the last seconds.
+
+    Returns:
+        What was done, for every run and prefix where anything was to be done; and at how many
+        prefixes nothing was.
+
+    Raises:
+        StorageError: if there is no file of a run.
+    """
+    paths = list(_candidates(where))
+    flat = [path for path in paths if path.name.removesuffix(PART).endswith(".raw")]
+    found, finished = recover_flat(flat, force=force)
+    with Looker() as looker:
+        runs, damaged = _runs((path for path in paths if path not in flat), looker)
+        if not runs and not damaged and not flat:
+            raise StorageError(
+                f"{where}: no file of a run of lima2py is there, nor up to {DEPTH} folders below;"
+                " give the folder the run was saved to"
+            )
+        for files in runs:
+            stem = files.master.name.removesuffix(MASTER)
+            mine = {
+                path: seen
+                for path, seen in damaged.items()
+                if path.parent == files.master.parent and path.name.startswith(f"{stem}_")
+            }
+            if files.finished and not any(_is_left(*item) for item in mine.items()):
+                finished += 1
+                continue
+            found.append(_recover(files, mine, looker, force))
+            for path in mine:
+                del damaged[path]
+    found += [
+        Recovery(path, problems=(_left(path, seen),))
+        for path, seen in damaged.items()
+        if _is_left(path, seen)
+    ]
+    return found, finished
+
+
+def _is_left(path: Path, seen: Glance) -> bool:
+    """Whether a file that cannot be read is one of an unfinished run, and may have held frames."""
+    return path.name.endswith(PART) and not seen.never_safe
+
+
+def _left(path: Path, seen: Glance) -> str:
+    return f"{path.name} {seen.problem}; it is left as it is"
+
+
+def _candidates(where: Path) -> Iterator[Path]:
+    """Files that may be of a run, by their names."""
+    if os.path.isdir(where):
+        depth = len(where.parts) + DEPTH
+        for folder, below, names in os.walk(where):
+            inner = Path(folder)
+            below[:] = sorted(name for name in below if len(inner.parts) < depth)
+            yield from _looking_right(inner, names)
+    elif os.path.isdir(where.parent):
+        stem = re.sub(rf"({re.escape(MASTER)})?({re.escape(PART)})?\Z", "", where.name)
+        names = [name for name in os.listdir(where.parent) if name.startswith(stem)]
+        yield from _looking_right(where.parent, names)
+
+
+def _looking_right(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+    for name in sorted(names):
+        if _NODE_FILE.fullmatch(name) or name.removesuffix(PART).endswith(MASTER):
+            if not (folder / name).is_symlink():
+                yield folder / name
+
+
+def _runs(paths: Iterator[Path], looker: Looker) -> tuple[list[_Files], dict[Path, Glance]]:
+    """The runs that files belong to; and the files that cannot be read."""
+    runs: dict[tuple[Path, str], _Files] = {}
+    damaged: dict[Path, Glance] = {}
+    for path in paths:
+        seen = looker.look(path, records=path.name.endswith(PART))
+        own = path.with_name(path.name.removesuffix(PART))
+        is_master = own.name.endswith(MASTER)
+        if seen.problem:
+            damaged[path] = seen
+        elif seen.ours:
+            master = own if is_master else path.with_name(seen.master)
+            files = runs.setdefault((master, seen.run), _Files(master, seen.run, seen.name))
+            if not is_master:
+                files.nodes[path] = seen
+            elif path == own:
+                files.final = seen
+            else:
+                files.preview = True
+    return list(runs.values()), damaged
+
+
+def _recover(
+    files: _Files, damaged: Mapping[Path, Glance], looker: Looker, force: bool
+) -> Recovery:
+    said = Recovery(files.master, f'"{files.name}" ({files.run[:8]})')
+    try:
+        if refused := why_not([*files.all, *damaged], force):
+            return replace(said, refused=refused)
+        done, problems = _finish(files, looker)
+    except LimaError as error:
+        return replace(said, refused=str(error))
+    for path, seen in damaged.items():
+        if path.name.endswith(PART) and seen.never_safe:
+            done.append(f"left {path.name}: its writer died before any frame was safe in it")
+        else:
+            problems.append(_left(path, seen))
+    return replace(said, done=tuple(done), problems=tuple(problems))
+
+
+def _finish(files: _Files, looker: Looker) -> tuple[list[str], list[str]]:
+    """Name the files, and write the master; returns what was done, and what is missing."""
+    done, problems = _name(files)
+    nodes: list[Path] = []
+    for path in files.nodes:
+        seen = looker.look(path, records=True)
+        if seen.problem:
+            problems.append(f"{path.name} {seen.problem}")
+        else:
+            nodes.append(path)
+    held = []
+    for entries in entries_of(nodes).values():
+        entries.sort(key=lambda entry: (entry.run.rank, entry.first_row))
+        problems += _holes(entries)
+        held.append(closed(saved_in(entries, whole=True)))
+        if twice := sum(int((entry.fate == Fate.SAVED).sum()) for entry in entries) - int(
+            (held[-1].table.fate == Fate.SAVED).sum()
+        ):
+            done.append(f"{held[-1].run.task}: {twice} frames lie in two files, and count once")
+    products, ending = _told(files, held)
+    if held:
+        problems += write_master(str(files.master), products, ending)
+        done += [counted(product) for product in products]
+    elif files.final is None and (names := _shown(files, looker)):
+        problems.append(f"none of the files with the frames is there: {', '.join(names)}")
+        return done, problems
+    if files.preview:
+        with telling(files.part_of_master, "cannot be removed"):
+            files.part_of_master.unlink(missing_ok=True)
+        if not held:
+            done.append(f"removed {files.part_of_master.name}, which showed no frame")
+    return done, problems
+
+
+def _name(files: _Files) -> tuple[list[str], list[str]]:
+    """Give the files of nodes their final names; those without a frame are removed."""
+    done: list[str] = []
+    problems: list[str] = []
+    for part in files.parts:
+        path, seen = part.with_name(part.name.removesuffix(PART)), files.nodes.pop(part)
+        with telling(part, "cannot be given its final name"):
+            if not seen.frames:
+                part.unlink()
+                done.append(f"removed {part.name}, which held no frame")
+            elif os.path.lexists(path):
+                files.nodes[part] = seen
+                problems.append(f"{part.name} keeps its name, since {path.name} exists already")
+            else:
+                part.rename(path)
+                files.nodes[path] = seen
+                done.append(f"finished {path.name}, {seen.frames} frames")
+    return done, problems
+
+
+def _told(files: _Files, held: list[Saved]) -> tuple[list[Saved], Ending]:
+    """What the master shall say: what it says already, and what the files hold besides."""
+    if files.final is None:
+        ended = max((path.stat().st_mtime for path in files.nodes), default=0.0)
+        logs = _logged(files)
+        return held, Ending("failed", [SAID], logs, ended=ended, recovered=True)
+    told, ending = reread(files.master)
+    by_entry = {product.entry: product for product in held}
+    products = [
+        _merged(product, by_entry[product.entry]) if product.entry in by_entry else product
+        for product in told
+    ]
+    return products, ending._replace(recovered=True)
+
+
+def _logged(files: _Files) -> Mapping[str, Series]:
+    """What was logged until the last preview."""
+    if files.preview:
+        with suppress(LimaError, *HDF5_ERRORS):  # it was taken, but never became a preview
+            return reread(files.part_of_master)[1].logs
+    return {}
+
+
+def _merged(told: Saved, held: Saved) -> Saved:
+    """Frames that are lost with a node, but lie in its file, are not lost."""
+    old, new = told.table, held.table
+    count = min(len(old.fate), len(new.fate))
+    found = np.flatnonzero((old.fate[:count] == Fate.NODE_LOST) & (new.fate[:count] == Fate.SAVED))
+    fate, node, row = old.fate.copy(), old.node.copy(), old.row.copy()
+    fate[found], node[found], row[found] = new.fate[found], new.node[found], new.row[found]
+    table = replace(old, fate=fate, node=node, row=row)
+    return replace(told, table=table, node_files={**told.node_files, **held.node_files})
+
+
+def _holes(entries: Sequence[NodeEntry]) -> Iterator[str]:
+    """Rows that a node wrote, to judge by its later files, and that are in no file."""
+    due: dict[int, int] = {}
+    for entry in entries:
+        rank = entry.run.rank
+        if entry.first_row > due.get(rank, 0):
+            yield (
+                f"{entry.run.task}: rows {due.get(rank, 0)} to {entry.first_row - 1} of node"
+                f" {entry.run.node}, which lay before {entry.path.name}"
+            )
+        due[rank] = entry.first_row + len(entry)
+
+
+def _shown(files: _Files, looker: Looker) -> list[str]:
+    """The files of nodes that the preview shows."""
+    return looker.look(files.part_of_master, records=False).names if files.preview else []

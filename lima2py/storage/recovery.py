@@ -1,0 +1,84 @@
+"""What recovering has in common, whatever the format: when it may be done, and what it says."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from lima2py.frame import Absence, Fate
+from lima2py.storage.master import Saved
+from lima2py.storage.names import PART
+from lima2py.storage.steady import is_being_written
+
+QUIET = 10.0
+"""Seconds for which the files of a run must not have changed."""
+SAID = "recovered: the run did not end by itself; this was put together from the files of its nodes"
+_NOTHING_KNOWN = Absence(Fate.NODE_LOST, "recover", "no file has a record of it")
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What became of the files of one run at one prefix.
+
+    Attributes:
+        master: its path.
+        run: what the user called the run, and the beginning of its id; empty if nobody knows.
+        done: what was done, in words.
+        problems: what is missing, in words.
+        refused: why nothing was done; empty if something was.
+    """
+
+    master: Path
+    run: str = ""
+    done: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    refused: str = ""
+
+    def __str__(self) -> str:
+        lines = [f"{self.master}, run {self.run}" if self.run else str(self.master)]
+        lines += [f"  {text}" for text in self.done]
+        lines += [f"  missing: {text}" for text in self.problems]
+        return "\n".join([*lines, f"  left alone: {self.refused}"] if self.refused else lines)
+
+
+def why_not(paths: Sequence[Path], force: bool) -> str:
+    """Why a run cannot be recovered now; empty if it can."""
+    folder = paths[0].parent
+    for path in paths:
+        if path.name.endswith(PART) and is_being_written(path):
+            return f"{path.name} is still being written, or a program holds it open; end the run"
+    age = time.time() - max(path.stat().st_mtime for path in paths)
+    if age < QUIET and not force:
+        return (
+            f"its files changed {max(age, 0):.0f} s ago, and a node on another host may still write"
+            f" them; wait {QUIET:g} s, or give --force if you know that the run is over"
+        )
+    if not os.access(folder, os.W_OK):
+        return (
+            f"{folder} is read-only for this user or on this host, and files must be renamed and a"
+            " master be written there; do it from where it can be written to"
+        )
+    return ""
+
+
+def closed(product: Saved) -> Saved:
+    """The same, with a fate for the frames that no file knows."""
+    table = product.table
+    unknown = table.fate == Fate.NO_RECORD
+    absences = {**table.absences, **dict.fromkeys(np.flatnonzero(unknown).tolist(), _NOTHING_KNOWN)}
+    fate = np.where(unknown, np.uint8(Fate.NODE_LOST), table.fate)
+    return replace(product, table=replace(table, fate=fate, absences=absences))
+
+
+def counted(product: Saved) -> str:
+    """How many frames met which fate, in words."""
+    fates, numbers = np.unique(product.table.fate, return_counts=True)
+    counts = zip(fates.tolist(), numbers.tolist(), strict=True)
+    return (
+        f"{product.run.task}: {', '.join(f'{number} {Fate(fate).word}' for fate, number in counts)}"
+    )
