@@ -22,9 +22,9 @@ from benchmarks.processing import EIGER_1M
 from lima2py.codec import Compression, codec
 from lima2py.frame import Array, Block, Fate, FrameSpec
 from lima2py.storage.layout import entry_of
-from lima2py.storage.master import Ending, FrameTable, Saved, write_master
+from lima2py.storage.masters.master import Ending, FrameTable, Saved, write_master
 from lima2py.storage.names import master_path
-from lima2py.storage.sinks import SaveDense
+from lima2py.storage.saving.sinks import SaveDense
 from lima2py.task import RunContext
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from lima2py.session.report import Report
     from lima2py.session.session import Session
     from lima2py.session.system import System
-    from lima2py.storage.read import RunFile, open
-    from lima2py.storage.source import FileSource
+    from lima2py.storage.reading.run_file import RunFile, open
+    from lima2py.storage.reading.source import FileSource
 
 __all__ = [
     "Absence",
@@ -68,8 +68,8 @@ _HOMES = {
     "session.report": ("Report",),
     "session.session": ("Session",),
     "session.system": ("System",),
-    "storage.read": ("RunFile", "open"),
-    "storage.source": ("FileSource",),
+    "storage.reading.run_file": ("RunFile", "open"),
+    "storage.reading.source": ("FileSource",),
 }
 
 

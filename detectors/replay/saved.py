@@ -7,8 +7,8 @@ from lima2py_detectors.replay.recorded import Facts, FramesFile, Sizes, Times, U
 
 from lima2py.errors import LimaError
 from lima2py.frame import Array, Fate
-from lima2py.storage.opened import is_ours
-from lima2py.storage.read import RunFile
+from lima2py.storage.reading.opened import is_ours
+from lima2py.storage.reading.run_file import RunFile
 
 
 class SavedFile(FramesFile):

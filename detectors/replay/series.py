@@ -30,7 +30,7 @@ from lima2py_detectors.replay.stacks import Hdf5File
 
 from lima2py.errors import BadParameter
 from lima2py.frame import Array, Fate
-from lima2py.storage.opened import is_ours
+from lima2py.storage.reading.opened import is_ours
 
 Refuse = Callable[[int, Fate, str], None]
 """Called with a frame's offset, the cause and the detail of why it cannot be had."""

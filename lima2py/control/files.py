@@ -41,7 +41,7 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Say what is in a file: frames by fate, shapes, parameters."""
-    from lima2py.storage.describe import describe, describe_plain
+    from lima2py.storage.reading.describe import describe, describe_plain
 
     typer.echo(json.dumps(describe_plain(file)) if as_json else describe(file))
 
@@ -56,7 +56,7 @@ def show(
     sink: SinkName = None,
 ) -> None:
     """Draw a frame, or the sum of all, with the ROIs of the run."""
-    from lima2py.storage.picture import draw
+    from lima2py.storage.reading.picture import draw
 
     if frame is not None and sum_:
         raise BadParameter("show: give --frame or --sum, not both")
@@ -78,7 +78,7 @@ def export_(
     ] = False,
 ) -> None:
     """Write frames in another format, with unchanged values; say which had no data."""
-    from lima2py.storage.export import export
+    from lima2py.storage.reading.export import export
 
     wanted = (None, None) if frames is None else stretch("--frames", frames)
     made = export(file, to.value, folder, frames=wanted, sink=sink, overwrite=overwrite)
@@ -103,7 +103,7 @@ def verify(
 
     Exit status: 0 all is well, 1 something is wrong, 2 a file cannot be read at all.
     """
-    from lima2py.storage.verify import verify as verify_file
+    from lima2py.storage.care.verify import verify as verify_file
 
     verdicts = []
     for file in files:
@@ -127,7 +127,7 @@ def recover(
     given again. Exit status: 0 all frames on record are there, 1 something is missing, 2 nothing
     could be done.
     """
-    from lima2py.storage.recover import recover as recover_files
+    from lima2py.storage.care.recover import recover as recover_files
 
     found, finished = recover_files(where, force=force)
     for one in found:

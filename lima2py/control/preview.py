@@ -21,8 +21,8 @@ from lima2py.memory import MemorySettings, RingShape
 from lima2py.metadata import Metadata
 from lima2py.session.session import check_name
 from lima2py.session.system import System
-from lima2py.storage.reserve import settle
-from lima2py.storage.space import Need, needs, shortages
+from lima2py.storage.saving.reserve import settle
+from lima2py.storage.saving.space import Need, needs, shortages
 from lima2py.units import as_size, as_time
 
 DEFAULT_FRAMES = 100

@@ -14,8 +14,8 @@ from lima2py.frame import Block, FrameSpec
 from lima2py.graph.definition import load_graph, parse_graph
 from lima2py.graph.flow import Flow
 from lima2py.graph.plan import Plan
-from lima2py.storage.read import RunFile
-from lima2py.storage.source import FileSource, frames_per_block
+from lima2py.storage.reading.run_file import RunFile
+from lima2py.storage.reading.source import FileSource, frames_per_block
 from lima2py.task import RunContext
 
 

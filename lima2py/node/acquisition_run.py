@@ -40,11 +40,11 @@ from lima2py.node.orders import (
 from lima2py.node.outlet import Inline, Outlet
 from lima2py.node.readout import Readout
 from lima2py.node.run import Run
-from lima2py.storage.master import Ending
-from lima2py.storage.masters import Previews, write_masters
-from lima2py.storage.reserve import Reservation, reserve
-from lima2py.storage.space import needs, shortages
-from lima2py.storage.virtual import MAX_MAPPINGS
+from lima2py.storage.masters.master import Ending
+from lima2py.storage.masters.of_run import Previews, write_masters
+from lima2py.storage.masters.virtual import MAX_MAPPINGS
+from lima2py.storage.saving.reserve import Reservation, reserve
+from lima2py.storage.saving.space import needs, shortages
 from lima2py.transport import wire
 from lima2py.transport.push import STALL, Books, Push, Receiver, Settled
 from lima2py.transport.sockets import connect, new_socket

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lima2py.detector import Share
 from lima2py.frame import Absence, Fate
 from lima2py.memory import check_available
-from lima2py.storage.master import FrameTable
+from lima2py.storage.masters.master import FrameTable
 from lima2py.transport.wire import AbsentRange, DoneBlock, pack_absences, unpack_absences
 
 MAX_DETAILS = 100_000

@@ -164,9 +164,7 @@ class Pull(Source):
         for socket in self._answers.values():
             socket.send(wire.encode(message))
 
-    def farewell(
-        self, files: dict[str, list[str]], errors: list[str], remarks: list[str]
-    ) -> None:
+    def farewell(self, files: dict[str, list[str]], errors: list[str], remarks: list[str]) -> None:
         """Tell every acquisition node that this node has closed its files."""
         closed = wire.Closed(self.run, self.rank, self.incarnation, files, errors, remarks)
         for socket in self._answers.values():

@@ -81,7 +81,7 @@ class Keep(Sink):
     def files(self) -> list[str]:
         return []
 
-    def write(self, block: Block) -> int:
+    def write(self, block: Block, *others: Block) -> int:
         return 0
 
     def prepare(self, spec: FrameSpec) -> FrameSpec:

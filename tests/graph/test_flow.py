@@ -41,7 +41,7 @@ class Keep(Sink):
     def files(self) -> list[str]:
         return ["memory"]
 
-    def write(self, block: Block) -> int:
+    def write(self, block: Block, *others: Block) -> int:
         if block.index in self.fail_write:
             raise StorageError("disk: full")
         self._kept.append(block)

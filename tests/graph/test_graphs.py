@@ -33,7 +33,7 @@ from lima2py.graph.schema import graph_schema
 from lima2py.session.report import Report
 from lima2py.session.session import Session
 from lima2py.session.system import System
-from lima2py.storage.read import RunFile
+from lima2py.storage.reading.run_file import RunFile
 from lima2py.testing.detectors import read_all
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lima2py.frame import Array, Block, FrameSpec, Ragged
-from lima2py.storage.sinks import Hdf5Sink
+from lima2py.storage.saving.sinks import Hdf5Sink
 from tests.storage.made_up import context_of, numbers, sink_for
 
 IMAGES = FrameSpec.dense(6, 8, np.uint16)

@@ -14,9 +14,9 @@ import numpy as np
 from lima2py.acquisition import Parameters
 from lima2py.frame import Absence, Array, Block, Fate, FrameSpec, Ragged
 from lima2py.storage.layout import entry_of, fill_value
-from lima2py.storage.master import Ending, FrameTable, Saved, write_master
+from lima2py.storage.masters.master import Ending, FrameTable, Saved, write_master
 from lima2py.storage.names import master_path
-from lima2py.storage.sinks import Hdf5Sink, SaveDense, SaveSparse, SaveTable, SaveVector
+from lima2py.storage.saving.sinks import Hdf5Sink, SaveDense, SaveSparse, SaveTable, SaveVector
 from lima2py.task import RunContext
 
 DETECTOR = {

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from lima2py.codec import Compression, codec
 from lima2py.frame import Array
-from lima2py.storage.appender import Appender
+from lima2py.storage.saving.appender import Appender
 
 FILL = np.array(9999, "u2")
 

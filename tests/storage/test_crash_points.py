@@ -18,7 +18,7 @@ import pytest
 from lima2py.frame import Fate, FrameSpec
 from lima2py.storage import steady
 from lima2py.storage.entry import NodeEntry
-from lima2py.storage.rebuild import entries_of
+from lima2py.storage.masters.rebuild import entries_of
 from tests.storage.left_behind import IMAGES, PIXELS, TABLE, at_work, due
 from tests.storage.made_up import LOST
 

@@ -11,12 +11,12 @@ import pytest
 from lima2py.errors import StorageError
 from lima2py.frame import Absence, Block, Fate, FrameSpec
 from lima2py.geometry import Affine
-from lima2py.storage.describe import describe, describe_plain
 from lima2py.storage.layout import entry_of
 from lima2py.storage.logs import Series
-from lima2py.storage.master import Ending, Saved, write_master
+from lima2py.storage.masters.master import Ending, Saved, write_master
 from lima2py.storage.names import master_path
-from lima2py.storage.sinks import SaveDense, SaveTable
+from lima2py.storage.reading.describe import describe, describe_plain
+from lima2py.storage.saving.sinks import SaveDense, SaveTable
 from tests.storage.made_up import (
     LOST,
     MadeUpRun,

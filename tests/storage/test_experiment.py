@@ -20,9 +20,9 @@ from lima2py.acquisition import Parameters
 from lima2py.frame import FrameSpec
 from lima2py.geometry import Affine, Roi
 from lima2py.metadata import Metadata
-from lima2py.storage.experiment import write_experiment
 from lima2py.storage.layout import new_entry, new_file, new_group
 from lima2py.storage.logs import Series, write_logs
+from lima2py.storage.masters.experiment import write_experiment
 from lima2py.task import RunContext
 
 SHAPE = (48, 64)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lima2py.errors import BadParameter, LimaError, StorageError
 from lima2py.frame import Block, FrameSpec, Ragged, dtype_of
-from lima2py.storage.export import _IMAGES, export
+from lima2py.storage.reading.export import _IMAGES, export
 from tests.storage.made_up import LOST, MadeUpRun, noise, round_robin
 
 PIXELS = FrameSpec("sparse", (1, 12, 16), np.dtype([("index", "u4"), ("value", "u2")]))

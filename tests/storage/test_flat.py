@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from lima2py.errors import BadParameter, StorageError
 from lima2py.frame import Array, Block, Fate, FrameSpec
-from lima2py.storage.flat import SaveFlat, read_flat, write_flat_master
+from lima2py.storage.care.recover import recover
 from lima2py.storage.layout import fill_value
-from lima2py.storage.master import Ending
-from lima2py.storage.rebuild import saved_in
-from lima2py.storage.recover import recover
+from lima2py.storage.masters.master import Ending
+from lima2py.storage.masters.rebuild import saved_in
+from lima2py.storage.saving.flat import SaveFlat, read_flat, write_flat_master
 from lima2py.testing.strategies import absences
 from tests.storage.made_up import LOST, context_of, files_no_larger_than, numbers
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from lima2py.errors import StorageError
 from lima2py.frame import Absence, Fate, FrameSpec
 from lima2py.geometry import Affine
-from lima2py.storage import virtual
 from lima2py.storage.entry import run_of, spec_of
-from lima2py.storage.master import FrameTable
+from lima2py.storage.masters import virtual
+from lima2py.storage.masters.master import FrameTable
 from tests.storage.made_up import (
     GROUP,
     LOST,

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from lima2py.frame import Block, Fate, FrameSpec, Ragged
-from lima2py.storage.master import Ending, FrameTable
-from lima2py.storage.masters import all_files, write_masters, write_preview
+from lima2py.storage.masters.master import Ending, FrameTable
+from lima2py.storage.masters.of_run import all_files, write_masters, write_preview
+from lima2py.storage.masters.rebuild import gather
 from lima2py.storage.names import NODE_FILE, master_path
-from lima2py.storage.rebuild import gather
-from lima2py.storage.sinks import Hdf5Sink
+from lima2py.storage.saving.sinks import Hdf5Sink
 from tests.storage.made_up import context_of, numbers, sink_for, started
 from tests.storage.plain import Plain, read
 

@@ -21,9 +21,9 @@ from hypothesis import strategies as st
 
 from lima2py.errors import StorageError
 from lima2py.frame import Block, Fate, FrameSpec
-from lima2py.storage.master import FrameTable, Saved, write_master
+from lima2py.storage.masters.master import FrameTable, Saved, write_master
 from lima2py.storage.names import master_path
-from lima2py.storage.sinks import Hdf5Sink, SaveDense
+from lima2py.storage.saving.sinks import Hdf5Sink, SaveDense
 from lima2py.storage.steady import is_being_written
 from lima2py.task import RunContext
 from tests.storage.made_up import (
@@ -259,7 +259,7 @@ import os, sys
 from pathlib import Path
 import numpy as np
 from lima2py.frame import Block, FrameSpec
-from lima2py.storage.sinks import SaveDense
+from lima2py.storage.saving.sinks import SaveDense
 from tests.storage.made_up import LOST, context_of, numbers, started
 
 spec = FrameSpec.dense(int(sys.argv[2]), 60, np.uint16)

@@ -13,8 +13,8 @@ from matplotlib.image import imread
 from lima2py.errors import BadParameter, LimaError, StorageError
 from lima2py.frame import Array, Block, FrameSpec, Ragged
 from lima2py.geometry import Affine, Roi
-from lima2py.storage import picture
-from lima2py.storage.picture import draw
+from lima2py.storage.reading import picture
+from lima2py.storage.reading.picture import draw
 from lima2py.testing.strategies import Chain, chains
 from tests.storage.made_up import LOST, MadeUpRun, noise, round_robin
 

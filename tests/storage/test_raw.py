@@ -19,7 +19,7 @@ from lima2py.errors import BadGraph, BadParameter
 from lima2py.frame import SIZES, Absence, Array, Block, Fate, FrameSpec
 from lima2py.session.session import Session
 from lima2py.storage.layout import fill_value
-from lima2py.storage.raw import SaveRaw
+from lima2py.storage.saving.raw import SaveRaw
 from tests.storage import plain
 from tests.storage.made_up import LOST, context_of, started
 

@@ -14,11 +14,11 @@ import lima2py
 from lima2py.errors import BadParameter, StorageError
 from lima2py.frame import Absence, Array, Block, Fate, FrameSpec, Ragged
 from lima2py.geometry import Affine
-from lima2py.storage import opened
-from lima2py.storage.masters import write_preview
+from lima2py.storage.masters.of_run import write_preview
 from lima2py.storage.names import NODE_FILE
-from lima2py.storage.read import RunFile
-from lima2py.storage.sinks import SaveDense, SaveTable
+from lima2py.storage.reading import opened
+from lima2py.storage.reading.run_file import RunFile
+from lima2py.storage.saving.sinks import SaveDense, SaveTable
 from tests.storage.made_up import LOST, MadeUpRun, context_of, noise, numbers, round_robin, started
 
 TURNED = FrameSpec.dense(4, 6, np.uint16, to_detector=Affine(0, 2, 10, -2, 0, 90))

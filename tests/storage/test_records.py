@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lima2py.frame import SIZES, Absence, Array, Block, Fate, FrameSpec, Ragged
-from lima2py.storage.records import Records, checksums
+from lima2py.storage.saving.records import Records, checksums
 from tests.storage.made_up import LOST, MadeUpRun, context_of, numbers, sink_for, started
 from tests.storage.plain import Plain, detector_group, read
 

@@ -16,17 +16,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lima2py.control import cli
 from lima2py.errors import StorageError
 from lima2py.frame import Absence, Fate, FrameSpec
-from lima2py.storage import glance
+from lima2py.storage.care import glance
+from lima2py.storage.care.glance import Glance, Looker
+from lima2py.storage.care.recover import recover
+from lima2py.storage.care.recovery import SAID, Recovery
+from lima2py.storage.care.verify import verify
 from lima2py.storage.entry import text_of
-from lima2py.storage.glance import Glance, Looker
-from lima2py.storage.recover import recover
-from lima2py.storage.recovery import SAID, Recovery
-from lima2py.storage.reserve import reserve
-from lima2py.storage.sinks import SaveDense
-from lima2py.storage.verify import verify
+from lima2py.storage.saving.reserve import reserve
+from lima2py.storage.saving.sinks import SaveDense
 from tests.storage import plain
 from tests.storage.left_behind import IMAGES, PIXELS, TABLE, at_work, block_of, due
 from tests.storage.made_up import LOST, round_robin

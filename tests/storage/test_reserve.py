@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from lima2py.errors import BadParameter, StorageError
 from lima2py.frame import Block, FrameSpec
 from lima2py.storage.layout import CREATOR
-from lima2py.storage.reserve import Reservation, reserve
-from lima2py.storage.sinks import SaveDense
+from lima2py.storage.saving.reserve import Reservation, reserve
+from lima2py.storage.saving.sinks import SaveDense
 from lima2py.storage.steady import SteadyFile
 from lima2py.task import Sink
 

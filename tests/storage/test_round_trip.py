@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lima2py.frame import Absence, Array, Block, Fate, FrameSpec, Ragged
-from lima2py.storage import ragged, virtual
+from lima2py.storage.masters import ragged, virtual
 from lima2py.testing.strategies import absences
 from tests.storage.made_up import LOST, MadeUpRun, noise
 from tests.storage.plain import Plain, read, same_bits

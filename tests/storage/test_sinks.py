@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from lima2py.errors import BadParameter
 from lima2py.frame import Array, Block, FrameSpec, Ragged
 from lima2py.storage.entry import ragged_columns
-from lima2py.storage.rows import (
+from lima2py.storage.saving.rows import (
     ALONE,
     IMAGES_PER_CHUNK,
     ROWS_PER_CHUNK,
     frames_per_chunk,
     without_gaps,
 )
-from lima2py.storage.sinks import Hdf5Sink, SaveDense, SaveSparse, SaveTable, SaveVector
+from lima2py.storage.saving.sinks import Hdf5Sink, SaveDense, SaveSparse, SaveTable, SaveVector
 from tests.storage.made_up import LOST, context_of, numbers, sink_for, started
 from tests.storage.plain import detector_group, read
 

@@ -13,7 +13,7 @@ from lima2py.frame import FrameSpec
 from lima2py.graph.definition import parse_graph
 from lima2py.graph.plan import Plan
 from lima2py.session.session import Session
-from lima2py.storage.space import Need, needs, shortages
+from lima2py.storage.saving.space import Need, needs, shortages
 
 GRAPH = """
 graph: test

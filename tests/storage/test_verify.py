@@ -20,7 +20,7 @@ from lima2py.control import cli
 from lima2py.errors import StorageError
 from lima2py.frame import Fate, FrameSpec
 from lima2py.session.session import Session
-from lima2py.storage.verify import Verdict, in_words, verify
+from lima2py.storage.care.verify import Verdict, in_words, verify
 from tests.storage.left_behind import IMAGES, PIXELS, TABLE, at_work, block_of
 from tests.storage.made_up import GROUP, LOST, MadeUpRun
 

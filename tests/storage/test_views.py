@@ -18,8 +18,8 @@ import lima2py
 from lima2py.errors import BadParameter, LimaError, StorageError
 from lima2py.frame import Block, FrameSpec
 from lima2py.geometry import Affine, Roi
-from lima2py.storage import views
-from lima2py.storage.read import RunFile
+from lima2py.storage.reading import views
+from lima2py.storage.reading.run_file import RunFile
 from tests.storage.made_up import LOST, MadeUpRun, noise, round_robin
 
 PIXELS = FrameSpec("sparse", (1, 12, 16), np.dtype([("index", "u4"), ("value", "i4")]))

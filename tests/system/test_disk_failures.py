@@ -20,8 +20,8 @@ from lima2py.frame import Fate
 from lima2py.session.report import Report
 from lima2py.session.session import Session
 from lima2py.storage import steady
-from lima2py.storage.recover import recover
-from lima2py.storage.verify import verify
+from lima2py.storage.care.recover import recover
+from lima2py.storage.care.verify import verify
 from tests.storage import plain
 from tests.system.rig import wait_until
 

@@ -19,8 +19,8 @@ from lima2py.errors import LimaError
 from lima2py.frame import Fate
 from lima2py.session.launch import Child
 from lima2py.session.session import Session
-from lima2py.storage.recover import recover
-from lima2py.storage.verify import verify
+from lima2py.storage.care.recover import recover
+from lima2py.storage.care.verify import verify
 from tests.storage import plain
 
 MOMENTS = int(os.environ.get("LIMA2PY_KILL_MOMENTS", "2"))

@@ -23,7 +23,7 @@ from lima2py.graph.definition import parse_graph
 from lima2py.graph.plan import Plan
 from lima2py.session.report import Report
 from lima2py.session.session import Session
-from lima2py.storage.read import RunFile
+from lima2py.storage.reading.run_file import RunFile
 from lima2py.testing.strategies import Chain, Entry, boxes, chains, graphs
 from tests.system.plain_graph import Product, Said, compute, fates
 

@@ -22,7 +22,7 @@ from lima2py.frame import Array, Fate
 from lima2py.session.launch import Child
 from lima2py.session.report import Report
 from lima2py.session.session import Session
-from lima2py.storage import masters
+from lima2py.storage.masters import of_run as masters
 from tests.storage import plain
 from tests.system.rig import check_account, wait_until
 

@@ -21,7 +21,7 @@ from lima2py.frame import Array
 from lima2py.session.launch import Child
 from lima2py.session.report import Report
 from lima2py.session.session import Session
-from lima2py.storage.read import RunFile
+from lima2py.storage.reading.run_file import RunFile
 from tests.system.rig import check_account, detector_group
 
 SHAPE = (24, 32)

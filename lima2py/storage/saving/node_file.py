@@ -22,8 +22,8 @@ from lima2py.storage.entry import alone
 from lima2py.storage.failures import telling
 from lima2py.storage.layout import entry_of, link, new_entry, new_file, safe_text
 from lima2py.storage.names import PART, master_path
-from lima2py.storage.records import Records
-from lima2py.storage.rows import Rows
+from lima2py.storage.saving.records import Records
+from lima2py.storage.saving.rows import Rows
 from lima2py.storage.steady import SteadyFile
 from lima2py.task import RunContext
 

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lima2py.errors import LimaError
+from lima2py.storage.care.recovery import SAID, Recovery, closed, counted, why_not
 from lima2py.storage.entry import NodeEntry
 from lima2py.storage.failures import telling
-from lima2py.storage.flat import read_flat, records_of, write_flat_master
-from lima2py.storage.master import Ending
+from lima2py.storage.masters.master import Ending
+from lima2py.storage.masters.rebuild import saved_in
 from lima2py.storage.names import PART
-from lima2py.storage.rebuild import saved_in
-from lima2py.storage.recovery import SAID, Recovery, closed, counted, why_not
+from lima2py.storage.saving.flat import read_flat, records_of, write_flat_master
 
 
 def recover_flat(paths: Sequence[Path], *, force: bool) -> tuple[list[Recovery], int]:

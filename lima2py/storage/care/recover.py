@@ -18,16 +18,16 @@ import numpy as np
 
 from lima2py.errors import LimaError, StorageError
 from lima2py.frame import Fate
+from lima2py.storage.care.glance import Glance, Looker
+from lima2py.storage.care.recover_flat import recover_flat
+from lima2py.storage.care.recovery import SAID, Recovery, closed, counted, why_not
+from lima2py.storage.care.reread import reread
 from lima2py.storage.entry import NodeEntry
 from lima2py.storage.failures import HDF5_ERRORS, telling
-from lima2py.storage.glance import Glance, Looker
 from lima2py.storage.logs import Series
-from lima2py.storage.master import Ending, Saved, write_master
+from lima2py.storage.masters.master import Ending, Saved, write_master
+from lima2py.storage.masters.rebuild import entries_of, saved_in
 from lima2py.storage.names import MASTER, PART
-from lima2py.storage.rebuild import entries_of, saved_in
-from lima2py.storage.recover_flat import recover_flat
-from lima2py.storage.recovery import SAID, Recovery, closed, counted, why_not
-from lima2py.storage.reread import reread
 
 DEPTH = 5
 """How many folders below the given one are looked into."""

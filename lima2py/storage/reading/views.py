@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import xarray
     from dask.delayed import Delayed
 
-    from lima2py.storage.read import RunFile
+    from lima2py.storage.reading.run_file import RunFile
 
 PIECE_BYTES = 64 * 2**20
 """About how many bytes one task of dask reads."""
@@ -178,7 +178,7 @@ class _Rows:
         self._path, self._sink = file.path.absolute(), file.sink
 
     def __getitem__(self, key: Any) -> Any:
-        from lima2py.storage.read import RunFile
+        from lima2py.storage.reading.run_file import RunFile
 
         with RunFile(self._path, self._sink) as file:
             return file[key]
@@ -207,7 +207,7 @@ def _bytes_of_frame(file: RunFile) -> int:
 
 def _chunk(file: RunFile) -> int:
     """Frames that share a chunk in the files of the nodes."""
-    from lima2py.storage.read import RunFile
+    from lima2py.storage.reading.run_file import RunFile
 
     there = [part.path for part in file.files if part.path.exists()]
     if file.spec.kind == "sparse" or not there:

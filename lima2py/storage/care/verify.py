@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 
 from lima2py.errors import StorageError
 from lima2py.frame import Array, Fate
+from lima2py.storage.care.reread import files_of
+from lima2py.storage.care.verify_data import damaged_frames
+from lima2py.storage.care.verify_mapping import Part, wrong_frames
 from lima2py.storage.entry import (
     NodeEntry,
     detector_group,
@@ -29,11 +32,8 @@ from lima2py.storage.entry import (
 from lima2py.storage.failures import HDF5_ERRORS, unreadable
 from lima2py.storage.layout import CREATOR
 from lima2py.storage.names import PART
-from lima2py.storage.records import CHECKSUM
-from lima2py.storage.reread import files_of
+from lima2py.storage.saving.records import CHECKSUM
 from lima2py.storage.steady import is_being_written
-from lima2py.storage.verify_data import damaged_frames
-from lima2py.storage.verify_mapping import Part, wrong_frames
 
 _SHOWN = 8
 """The most stretches of frames that are named."""

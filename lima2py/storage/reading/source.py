@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from lima2py.frame import Block, FrameSpec
 from lima2py.memory import BLOCK_BYTES, MAX_FRAMES_PER_BLOCK
 from lima2py.source import Source
-from lima2py.storage.read import RunFile
+from lima2py.storage.reading.run_file import RunFile
 
 
 class FileSource(Source):

@@ -10,7 +10,7 @@ import numpy as np
 from lima2py.errors import StorageError
 from lima2py.frame import Absence, Fate
 from lima2py.storage.entry import NodeEntry, alone, read_entry
-from lima2py.storage.master import FrameTable, Saved
+from lima2py.storage.masters.master import FrameTable, Saved
 from lima2py.storage.names import PART
 
 

@@ -13,13 +13,13 @@ import h5py
 
 from lima2py.errors import LimaError
 from lima2py.storage.failures import HDF5_ERRORS
-from lima2py.storage.flat import SaveFlat, write_flat_master
 from lima2py.storage.layout import entry_of
 from lima2py.storage.logs import Series
-from lima2py.storage.master import Ending, FrameTable, Saved, write_master
+from lima2py.storage.masters.master import Ending, FrameTable, Saved, write_master
+from lima2py.storage.masters.rebuild import gather
 from lima2py.storage.names import FLAT_MASTER, PART, master_path, node_files_at
-from lima2py.storage.rebuild import gather
-from lima2py.storage.sinks import Hdf5Sink
+from lima2py.storage.saving.flat import SaveFlat, write_flat_master
+from lima2py.storage.saving.sinks import Hdf5Sink
 from lima2py.task import RunContext, Sink
 
 PREVIEW_EVERY = 1.0

@@ -17,8 +17,8 @@ from lima2py.errors import BadParameter, StorageError
 from lima2py.frame import Absence, Array, Block, Fate, Frame, Ragged
 from lima2py.storage.entry import ragged_columns, read_absences
 from lima2py.storage.layout import no_value, saved_column
-from lima2py.storage.opened import OpenedFile
-from lima2py.storage.views import as_csr, as_dask, as_image, as_xarray, total
+from lima2py.storage.reading.opened import OpenedFile
+from lima2py.storage.reading.views import as_csr, as_dask, as_image, as_xarray, total
 
 if TYPE_CHECKING:
     import dask.array

@@ -17,7 +17,6 @@ import numpy as np
 from lima2py.codec import Codec
 from lima2py.codec import codec as codec_named
 from lima2py.frame import Array, Block, FrameSpec
-from lima2py.storage.appender import Appender
 from lima2py.storage.layout import (
     describe_data,
     describe_sparse,
@@ -25,7 +24,8 @@ from lima2py.storage.layout import (
     new_group,
     saved_column,
 )
-from lima2py.storage.records import RECORD_CHUNK
+from lima2py.storage.saving.appender import Appender
+from lima2py.storage.saving.records import RECORD_CHUNK
 
 ALONE = 32 * 2**10
 """Bytes of a frame from which on it has a chunk of its own."""

@@ -31,8 +31,8 @@ from lima2py.frame import Array, Fate, plain_dtype
 from lima2py.storage.failures import telling
 from lima2py.storage.layout import fill_value
 from lima2py.storage.names import MASTER
-from lima2py.storage.read import RunFile
-from lima2py.storage.views import as_image
+from lima2py.storage.reading.run_file import RunFile
+from lima2py.storage.reading.views import as_image
 
 FORMATS = ("cbf", "tif", "edf", "csr", "raw")
 """What can be written."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from lima2py.frame import Fate, FrameSpec
 from lima2py.storage.logs import Series
-from lima2py.storage.read import RunFile
+from lima2py.storage.reading.run_file import RunFile
 from lima2py.units import as_size, as_time
 
 _SHOWN = 8

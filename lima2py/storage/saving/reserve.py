@@ -34,7 +34,7 @@ from lima2py.storage.names import (
     longest_suffix,
     master_path,
 )
-from lima2py.storage.sinks import Hdf5Sink
+from lima2py.storage.saving.sinks import Hdf5Sink
 from lima2py.storage.steady import is_being_written
 from lima2py.task import Sink
 

@@ -12,7 +12,7 @@ import numpy as np
 from lima2py.storage.entry import detector_group, read_absences, run_of, spec_of, text_of
 from lima2py.storage.failures import HDF5_ERRORS, unreadable
 from lima2py.storage.logs import read_logs
-from lima2py.storage.master import Ending, FrameTable, Saved
+from lima2py.storage.masters.master import Ending, FrameTable, Saved
 from lima2py.storage.names import PART
 
 

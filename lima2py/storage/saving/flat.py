@@ -25,7 +25,7 @@ from lima2py.frame import Absence, Block, Fate, FrameSpec
 from lima2py.storage.entry import NodeEntry
 from lima2py.storage.failures import telling
 from lima2py.storage.layout import fill_value
-from lima2py.storage.master import Ending, Saved, existing, put_in_place
+from lima2py.storage.masters.master import Ending, Saved, existing, put_in_place
 from lima2py.storage.names import (
     FLAT_MASTER,
     NODE_FILE,

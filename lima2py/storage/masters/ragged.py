@@ -19,10 +19,10 @@ from lima2py.codec import codec
 from lima2py.frame import Array, FrameSpec
 from lima2py.storage.entry import alone, ragged_columns
 from lima2py.storage.layout import describe_sparse, new_group
-from lima2py.storage.virtual import MAX_MAPPINGS, escaped, source_names
+from lima2py.storage.masters.virtual import MAX_MAPPINGS, escaped, source_names
 
 if TYPE_CHECKING:
-    from lima2py.storage.master import Part
+    from lima2py.storage.masters.master import Part
 
 CHUNK = 128 * 2**10
 """Bytes of a chunk of a column that is copied."""

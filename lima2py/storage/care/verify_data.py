@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from lima2py.frame import Array
 from lima2py.storage.entry import NodeEntry, ragged_columns
 from lima2py.storage.failures import HDF5_ERRORS
-from lima2py.storage.records import CHECKSUM, checksum
+from lima2py.storage.saving.records import CHECKSUM, checksum
 
 AT_ONCE = 16 * 2**20
 """About how many bytes are read at once."""

@@ -10,8 +10,8 @@ import numpy as np
 from lima2py.codec import Encoding, filters
 from lima2py.frame import Block, Decoded, FrameSpec
 from lima2py.storage.layout import describe_data, fill_value
-from lima2py.storage.rows import Rows
-from lima2py.storage.sinks import Hdf5Sink
+from lima2py.storage.saving.rows import Rows
+from lima2py.storage.saving.sinks import Hdf5Sink
 
 
 class SaveRaw(Hdf5Sink):

@@ -15,8 +15,8 @@ from lima2py.codec import Codec, Compression, codec
 from lima2py.errors import BadParameter
 from lima2py.frame import Array, Block, FrameSpec, Kind
 from lima2py.storage.names import NODE_FILE, check_node_template, check_template, node_path
-from lima2py.storage.node_file import Limits, NodeFiles, Product
-from lima2py.storage.rows import RaggedRows, Rows, Stacked, frames_per_chunk
+from lima2py.storage.saving.node_file import Limits, NodeFiles, Product
+from lima2py.storage.saving.rows import RaggedRows, Rows, Stacked, frames_per_chunk
 from lima2py.task import RunContext, Sink
 from lima2py.units import Bytes, as_size
 

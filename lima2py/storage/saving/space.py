@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from lima2py.frame import FrameSpec
 from lima2py.storage.names import master_path
-from lima2py.storage.sinks import Hdf5Sink
+from lima2py.storage.saving.sinks import Hdf5Sink
 from lima2py.task import Sink
 from lima2py.units import as_size
 

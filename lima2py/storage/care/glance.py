@@ -23,7 +23,7 @@ from lima2py.storage.layout import CREATOR
 
 PATIENCE = 30.0
 """Seconds a file may take."""
-COMMAND = [sys.executable, "-m", "lima2py.storage.glance"]
+COMMAND = [sys.executable, "-m", "lima2py.storage.care.glance"]
 
 
 class Glance(msgspec.Struct, frozen=True):

@@ -18,9 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2py.frame import Absence, Array, Fate, FrameSpec
-from lima2py.storage import ragged, virtual
 from lima2py.storage.entry import NodeEntry, read_entry
-from lima2py.storage.experiment import write_experiment
 from lima2py.storage.failures import HDF5_ERRORS, telling
 from lima2py.storage.layout import (
     FATE_TYPE,
@@ -39,8 +37,10 @@ from lima2py.storage.layout import (
     safe_text,
 )
 from lima2py.storage.logs import Series, write_logs
+from lima2py.storage.masters import ragged, virtual
+from lima2py.storage.masters.experiment import write_experiment
+from lima2py.storage.masters.provenance import write_ending, write_provenance
 from lima2py.storage.names import PART
-from lima2py.storage.provenance import write_ending, write_provenance
 from lima2py.task import RunContext
 
 

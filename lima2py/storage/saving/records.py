@@ -15,7 +15,6 @@ import numpy as np
 
 from lima2py.codec import codec
 from lima2py.frame import Absence, Array, Block, Fate, FrameSpec
-from lima2py.storage.appender import Appender
 from lima2py.storage.layout import (
     ABSENCE_COLUMNS,
     FATE_TYPE,
@@ -27,6 +26,7 @@ from lima2py.storage.layout import (
     new_absences,
     no_value,
 )
+from lima2py.storage.saving.appender import Appender
 
 CHECKSUM = "frames/crc32"
 _WORDS = frozenset({"who", "detail"})

@@ -19,8 +19,8 @@ from lima2py.errors import BadParameter, LimaError
 from lima2py.frame import Array, Block, FrameSpec
 from lima2py.geometry import Roi
 from lima2py.storage.failures import telling
-from lima2py.storage.read import RunFile
-from lima2py.storage.views import as_image, is_number
+from lima2py.storage.reading.run_file import RunFile
+from lima2py.storage.reading.views import as_image, is_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lima2py.frame import Absence, Fate
-from lima2py.storage.master import Saved
+from lima2py.storage.masters.master import Saved
 from lima2py.storage.names import PART
 from lima2py.storage.steady import is_being_written
 

@@ -1,0 +1,1 @@
+"""Masters: the frames of all nodes as one, and how they came about."""

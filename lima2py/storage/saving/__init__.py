@@ -1,0 +1,1 @@
+"""What nodes write: sinks, the files behind them, and where these go."""
