@@ -148,14 +148,15 @@ def entries(quick: bool) -> Iterator[Entry]:
 
 def saving_entries(frames: int) -> Iterator[Entry]:
     """What is measured of saving."""
-    yield Entry(
-        "saving 1M uint16 uncompressed, against pwrite of the bytes", 0.9,
-        lambda folder: saving.uncompressed_against_pwrite(folder, 150),
-    )  # fmt: skip
-    yield Entry(
-        "saving 1M uint16 with bslz4, against the compressor", 0.9,
-        lambda folder: saving.compressed_against_codec(folder, 150),
-    )  # fmt: skip
+    for name, shape in (("1M", processing.EIGER_1M), ("4M", saving.EIGER_4M)):
+        yield Entry(
+            f"saving {name} uint16 uncompressed, against pwrite of the bytes", 0.9,
+            lambda folder, shape=shape: saving.uncompressed_against_pwrite(folder, shape, 100),
+        )  # fmt: skip
+        yield Entry(
+            f"saving {name} uint16 with bslz4, against the compressor", 0.9,
+            lambda folder, shape=shape: saving.compressed_against_codec(folder, shape, 100),
+        )  # fmt: skip
     yield Entry(
         "flushing while saving with bslz4", 5,
         lambda folder: saving.cost_of_flushing(folder, 150), "%", at_most=True,

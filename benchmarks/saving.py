@@ -6,6 +6,7 @@ behind the cache writes, and what else runs, is left out.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -21,6 +22,7 @@ import numpy as np
 from benchmarks.processing import EIGER_1M
 from lima2py.codec import Compression, codec
 from lima2py.frame import Array, Block, Fate, FrameSpec
+from lima2py.memory import BLOCK_BYTES, MAX_FRAMES_PER_BLOCK
 from lima2py.storage.layout import entry_of
 from lima2py.storage.masters.master import Ending, FrameTable, Saved, write_master
 from lima2py.storage.names import master_path
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 FLUSH_EVERY = 32
 """Blocks between two flushes, as a node does that is busy."""
 SMALL = (64, 64)
+EIGER_4M = (2162, 2068)
 TIMES = 7
 
 
@@ -41,6 +44,12 @@ def photons(count: int, shape: tuple[int, int], mean: float = 0.2) -> Array:
     """Frames of a photon counting detector, `(count, 1, height, width)` uint16."""
     rng = np.random.default_rng(1)
     return rng.poisson(mean, (count, 1, *shape)).astype(np.uint16)
+
+
+def block(shape: tuple[int, int]) -> Array:
+    """As many frames as travel together when they come fast."""
+    most = max(1, BLOCK_BYTES // (2 * math.prod(shape)))
+    return photons(min(MAX_FRAMES_PER_BLOCK, most), shape)
 
 
 class Saving:
@@ -87,11 +96,12 @@ class Saving:
     def write_only(self) -> float:
         """Seconds of the processor to write the same bytes to a file in the same place."""
         path = self.folder / "bytes"
-        content = self.data.reshape(-1).view(np.uint8).data
+        frames = [frame.reshape(-1).view(np.uint8).data for frame in self.data]
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
             began = time.process_time()
-            for number in range(self.frames // len(self.data)):
+            for number in range(self.frames):
+                content = frames[number % len(frames)]
                 os.pwrite(file, content, number * len(content))
             return time.process_time() - began
         finally:
@@ -103,7 +113,8 @@ class Saving:
         compressor = codec(self.compression)
         began = time.process_time()
         for _ in range(self.frames // len(self.data)):
-            compressor.encode(self.data)
+            for frame in self.data:
+                compressor.encode(frame)
         return time.process_time() - began
 
 
@@ -112,28 +123,32 @@ def quickest(measure: Callable[[], float]) -> float:
     return min(measure() for _ in range(TIMES))
 
 
-def uncompressed_against_pwrite(folder: Path, frames: int) -> Callable[[], float]:
+def uncompressed_against_pwrite(
+    folder: Path, shape: tuple[int, int], frames: int
+) -> Callable[[], float]:
     """How fast frames are saved uncompressed, against `os.pwrite` of their bytes."""
-    saving = Saving(folder, photons(1, EIGER_1M), frames, "none")
+    saving = Saving(folder, block(shape), frames, "none")
     return lambda: quickest(saving.write_only) / quickest(saving.save)
 
 
-def compressed_against_codec(folder: Path, frames: int) -> Callable[[], float]:
+def compressed_against_codec(
+    folder: Path, shape: tuple[int, int], frames: int
+) -> Callable[[], float]:
     """How fast frames are saved with bslz4, against compressing them only."""
-    saving = Saving(folder, photons(1, EIGER_1M), frames, "bslz4")
+    saving = Saving(folder, block(shape), frames, "bslz4")
     return lambda: quickest(saving.compress_only) / quickest(saving.save)
 
 
 def cost_of_flushing(folder: Path, frames: int) -> Callable[[], float]:
     """Share of the time of saving that flushing takes, in per cent."""
-    saving = Saving(folder, photons(1, EIGER_1M), frames, "bslz4")
+    saving = Saving(folder, block(EIGER_1M), frames, "bslz4")
     without = partial(saving.save, flushing=False)
     return lambda: 100 * (quickest(saving.save) / quickest(without) - 1)
 
 
 def small_frames(folder: Path, frames: int, compression: Compression) -> Callable[[], float]:
     """Frames of 64 × 64 that one node saves in a second of the processor."""
-    saving = Saving(folder, photons(32, SMALL), frames, compression)
+    saving = Saving(folder, block(SMALL), frames, compression)
     return lambda: saving.frames / saving.save()
 
 

@@ -60,7 +60,7 @@ class RunContext:
         graph: the text of the graph.
         metadata: what the user says of sample, instrument and experiment.
         host: the host of the acquisition node that keeps the books.
-        started: when the run was prepared, seconds since 1970.
+        started: when the run was prepared, seconds since 1970; in a master, when it was started.
         paths: for every sink, in the order of the graph, the path its files begin with.
         frames_per_block: the most frames that come in one block.
         rois: rectangles in detector pixels that tasks of the graph look at, by `task.roi`.

@@ -45,7 +45,7 @@ def _encoding(stack: Any) -> Encoding:
         UnreadableError: if they cannot be handed on as they are stored.
     """
     if stack.is_virtual:
-        names = sorted({source.file_name for source in stack.virtual_sources()})
+        names = sorted({source.file_name for source in stack.virtual_sources()} - {"."})
         raise UnreadableError(
             "shows frames that lie in other files, and only there they can be had compressed"
             f" (encoded: true); name those files: {', '.join(names[:4])}"

@@ -82,8 +82,9 @@ def export_(
 
     wanted = (None, None) if frames is None else stretch("--frames", frames)
     made = export(file, to.value, folder, frames=wanted, sink=sink, overwrite=overwrite)
-    for index, reason in made.absent:
-        typer.echo(f"frame {index} is absent: {reason}")
+    for first, last, reason in made.absent:
+        which = f"frame {first} is" if first == last else f"frames {first} to {last} are"
+        typer.echo(f"{which} absent: {reason}")
     said = f"{made.files[0]} to {made.files[-1].name}" if len(made.files) > 1 else ""
     typer.echo(f"{made.frames} frames: {said or ' '.join(map(str, made.files)) or 'no file'}")
 

@@ -50,6 +50,11 @@ def metadata_of(texts: list[str]) -> dict[str, Any]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals:
+            if not Path(text).exists() and not text.endswith((".yaml", ".yml")):
+                raise BadParameter(
+                    f"--metadata {text}: should be a YAML file, and there is none of this name; or"
+                    " NAME.PATH=VALUE, for instance sample.name=insulin"
+                )
             found = merged(found, read_metadata(Path(text)))
             continue
         tree = plain(value)
@@ -128,5 +133,5 @@ def stretch(option: str, text: str) -> tuple[int | None, int | None]:
         raise BadParameter(f"{option}: should be like 10:20, 10: or :20; given: {text}")
     first, end = (int(part) if part else None for part in ends)
     if end is not None and (first or 0) >= end:
-        raise BadParameter(f"{option} {text}: holds no frame, since it ends before {end}")
+        raise BadParameter(f"{option} {text}: holds no frame; A should be less than B")
     return first, end

@@ -94,6 +94,7 @@ class AcquisitionRun(Run):
         self._share = Share(order.rank, order.size, group)
         self._lead_books: str | None = None
         self._aborted = False
+        self._began = 0.0
         self._lost_sources: set[int] = set()
         self._files: dict[int, dict[str, list[str]]] = {}
         self._outlet: Outlet | None = None
@@ -257,6 +258,7 @@ class AcquisitionRun(Run):
             logs = self.observer.logbook.series
             previews = Previews(self.plan.sinks, self.ready.paths, logs)
         broken = False
+        self._began = time.time()
         try:
             self.detector.start()
             for block in self.readout:
@@ -279,6 +281,8 @@ class AcquisitionRun(Run):
             self._settle(settled)
             if previews is not None:
                 previews.refresh()
+        if previews is not None:
+            previews.finish()
         self.errors += outlet.errors
         self.remarks += outlet.remarks
         return self._close_books(ended, broken)
@@ -365,12 +369,13 @@ class AcquisitionRun(Run):
         if isinstance(self._outlet, Push):
             for rank, closed in self._outlet.closed.items():
                 self._files[rank] = closed.files
+        context = context_of(self.ready, self.order, self._node.name)
         self.masters, problems = write_masters(
             self.plan.sinks,
-            context_of(self.ready, self.order, self._node.name),
+            replace(context, started=self._began),
             {name: self.ledger.table(name) for name in self.plan.sinks},
             self._files,
-            Ending(outcome.value, self.errors, self.observer.close()),
+            Ending(outcome.value, self.errors, self.observer.close(), ended=time.time()),
         )
         if problems:
             self.errors += [f"{self.who}: {text}" for text in problems]

@@ -100,7 +100,7 @@ class Report:
             lines.append(
                 "  the graph has no sink: nothing was written"
                 if self.outcome != "failed"
-                else "  no master file was written; what nodes had saved lies in files of their own"
+                else "  no master file was written; lima2py recover writes it, of what nodes saved"
             )
         lines += ["  error: " + text.replace("\n", "\n    ") for text in self.errors]
         lines += [f"  note: {text}" for text in self.remarks]

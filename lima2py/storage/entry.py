@@ -13,8 +13,9 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from lima2py.errors import StorageError
 from lima2py.frame import Absence, Array, Fate, FrameSpec
-from lima2py.storage.layout import saved_column
+from lima2py.storage.layout import CREATOR, saved_column
 from lima2py.task import RunContext
 
 
@@ -52,6 +53,28 @@ class NodeEntry:
 
     def __len__(self) -> int:
         return len(self.index)
+
+
+def entry_names(file: h5py.File) -> list[str]:
+    """The entries of a file of ours, in the order of the graph."""
+    return sorted(name for name in file if name.startswith("entry_"))
+
+
+def our_entries(file: h5py.File, path: str | Path) -> list[str]:
+    """The same of any file.
+
+    Raises:
+        StorageError: if it is not ours, or is the master of a run that has just been prepared.
+    """
+    creator = str(file.attrs.get("creator", ""))
+    if not creator.startswith(CREATOR):
+        made = f"made by {creator}" if creator else "without the name of its maker"
+        raise StorageError(f"{path} is not a file of lima2py: it is {made}")
+    if not (names := entry_names(file)):
+        raise StorageError(
+            f"{path} shows no frames yet: its run has just been prepared, or died then"
+        )
+    return names
 
 
 def detector_group(entry: h5py.Group) -> h5py.Group:

@@ -71,7 +71,10 @@ def failure(path: str | Path, what: str, error: Exception) -> StorageError:
 def unreadable(path: str | Path, error: Exception) -> StorageError:
     """The error for a person whose file cannot be opened or read."""
     text = " ".join(str(error).split())
-    if number := _errno(error):
+    number = _errno(error)
+    if number == errno.EISDIR:
+        reason = "it is a folder; give a file in it, a master for instance"
+    elif number:
         reason = os.strerror(number)
     elif "signature not found" in text:
         reason = "it is not an HDF5 file"

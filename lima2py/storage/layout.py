@@ -7,6 +7,7 @@
         frames/                      one value per frame: index, fate, timestamp, ...
         absences/                    why frames have no data: first, last, fate, who, detail
         plot/                        NXdata: what is shown with no click
+        params/                      of the acquisition and of every task, as a tree (master)
         detector_information/        what is known of the detector (master)
         to_detector                  3×3, from the pixels of `data` to those of the detector
       measurement/data               the same dataset again, where Lima's readers look
@@ -93,7 +94,7 @@ def iso_time(seconds: float) -> str:
 
 
 def fill_value(dtype: np.dtype[Any]) -> NDArray[Any]:
-    """What stands where there are no data: the largest value of integers, nan of floats.
+    """What stands where there are no data: the largest value of integers, nan of floats, False.
 
     Returns:
         Array of no dimension; of a structured dtype, with each column filled.
@@ -151,6 +152,7 @@ def new_entry(file: h5py.File, name: str, spec: FrameSpec, run: RunContext) -> h
     instrument = new_group(entry, "instrument", "NXinstrument")
     detector = new_group(instrument, detector_name(run), "NXdetector")
     detector.attrs["default"] = shown
+    new_group(detector, "frames", "NXcollection")
     instrument.attrs["default"] = f"{detector_name(run)}/{shown}"
     entry.attrs["default"] = f"instrument/{detector_name(run)}/{shown}"
     if spec.to_detector is not None:
@@ -238,7 +240,8 @@ def link(entry: h5py.Group, detector: h5py.Group, spec: FrameSpec, run: RunConte
     if spec.kind == "sparse":
         plot = detector["data"]
         if "dataformat" in plot.attrs:
-            config = new_group(entry, "sparsify/configuration", "NXcollection")
+            found = new_group(entry, "sparsify", "NXcollection")
+            config = new_group(found, "configuration", "NXcollection")
             config["data"] = as_json({"sparsify": {"cutoff_pick": _cutoff(run)}})
         plot.attrs["signal"] = "nnz"
         plot.attrs["axes"] = ["frame"]

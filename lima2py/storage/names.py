@@ -7,7 +7,7 @@ All files of a sink begin with one path, its prefix, which `file` gives:
 
 While a file is not finished, `.part` stands behind its name.
 
-Everything here is a function of names; only `files_at` looks at the disk.
+Everything here is a function of names; only `files_at` and `node_files_at` look at the disk.
 """
 
 from __future__ import annotations

@@ -83,9 +83,10 @@ class SteadyFile:
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Called by HDF5."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}
-        self._at = base[whence] + offset
-        return self._at
+        if whence != os.SEEK_SET:
+            offset += self._at if whence == os.SEEK_CUR else self.size
+        self._at = offset
+        return offset
 
     def tell(self) -> int:
         """Called by HDF5."""

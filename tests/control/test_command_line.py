@@ -511,8 +511,12 @@ def test_info_and_show_say_what_is_in_a_file(lima2py: Command) -> None:
 
 
 def test_export_writes_frames_and_says_which_have_no_data(lima2py: Command) -> None:
-    lima2py("run", "save_raw", *QUICK, "--nb-frames", 4, "--set", "detector.drop=[2]")
-    done = lima2py("export", "run_master.h5", "out", "--to", "edf", "--frames", "1:")
+    lima2py("run", "save_raw", *QUICK, "--nb-frames", 7, "--set", "detector.drop=[2,4,5]")
+    done = lima2py("export", "run_master.h5", "all", "--to", "raw")
+    assert [line.partition(":")[0] for line in done.out.splitlines()] == [
+        "frame 2 is absent", "frames 4 to 5 are absent", "4 frames",
+    ]  # fmt: skip
+    done = lima2py("export", "run_master.h5", "out", "--to", "edf", "--frames", "1:4")
     assert done.status == 0
     assert done.out.splitlines()[0].startswith("frame 2 is absent: detector_gap")
     assert done.out.endswith("\n2 frames: out/run_000001.edf to run_000003.edf\n")
@@ -529,7 +533,7 @@ def test_export_writes_frames_and_says_which_have_no_data(lima2py: Command) -> N
         assert told.status == files.REFUSED
         assert said in told.err
     assert lima2py("export", "run_master.h5", "out", "--to", "edf", "--overwrite").status == 0
-    assert len(list(Path("out").iterdir())) == 3
+    assert len(list(Path("out").iterdir())) == 4
 
 
 def test_help_and_version_are_there(lima2py: Command) -> None:
@@ -779,7 +783,7 @@ def test_a_report_tells_every_error_once_and_indented() -> None:
 @pytest.mark.parametrize(
     ("outcome", "told"),
     [("completed", "nothing was written"), ("stopped", "nothing was written"),
-     ("failed", "no master file was written")],
+     ("failed", "no master file was written; lima2py recover writes it")],
 )  # fmt: skip
 def test_a_report_without_files_says_so(outcome: str, told: str) -> None:
     assert told in str(report(outcome=outcome, sinks={}, masters={}))

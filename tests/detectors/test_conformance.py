@@ -36,7 +36,9 @@ class WritesBeyond(Simulator):
 
 class EndsEarly(Simulator):
     def fill(self, slot: Slot) -> int | None:
-        return super().fill(slot) if slot.index < 5 else None
+        if slot.index >= 5:
+            return None
+        return min(super().fill(slot) or 0, 5 - slot.index)  # however late it is
 
 
 class NeverDelivers(Simulator):

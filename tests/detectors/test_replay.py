@@ -636,6 +636,9 @@ def test_what_cannot_be_handed_on_compressed_is_refused_with_a_way_out(tmp_path:
         layout = h5py.VirtualLayout((8, *SHAPE), "u2")
         layout[:] = h5py.VirtualSource("whole.h5", "entry/data/data", (8, *SHAPE))
         file.create_virtual_dataset("data", layout)
+    ours = Path(
+        round_robin(FrameSpec.dense(*SHAPE, np.uint16), 4, 1, 1, absent=[1]).write(tmp_path / "a")
+    )
     (image,) = write_images(tmp_path, "tif", frames[:1])
     for path, says in {
         whole: "without chunks.*set encoded: false",
@@ -644,6 +647,7 @@ def test_what_cannot_be_handed_on_compressed_is_refused_with_a_way_out(tmp_path:
         other: "compressed by .*encoded: false",
         foreign: "byte order.*encoded: false",
         virtual: "lie in other files.*name those files: whole.h5",
+        ours: r"lie in other files.*name those files: a_0_00000\.h5$",
         image: "no HDF5 file.*encoded: false",
     }.items():
         with pytest.raises(BadParameter, match=f"files: .*{path.name}.*{says}"):

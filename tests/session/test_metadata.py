@@ -40,7 +40,7 @@ def graph(tmp_path: Path) -> Path:
 
 
 def logs_of(report: Report, sink: str = "raw") -> dict[str, h5py.Group]:
-    """The series in a master, by name: times since the run was prepared, values, units."""
+    """The series in a master, by name: times since the run was started, values, units."""
     found: dict[str, Any] = {}
     with h5py.File(report.masters[sink]) as file:
 
@@ -73,7 +73,7 @@ def test_what_is_logged_and_what_the_nodes_say_is_in_every_master(
         logs = logs_of(report, sink)
         times, values, units = logs["sample/temperature"]
         assert (values.tolist(), units) == ([293.5, 294.0], "K")
-        assert 0 <= times[0] <= times[1] < 30
+        assert -30 < times[0] < times[1] < 30
         times, values, _ = logs["sample/state"]
         assert values.tolist() == ["mounted"]
         with h5py.File(report.masters[sink]) as file:
@@ -110,6 +110,34 @@ def test_what_is_logged_and_what_the_nodes_say_is_in_every_master(
             assert sum(share.max() for share in busy.values()) > 0
         if processing:
             assert f"acquisition/acq0/in_flight/{workers[-1]}" in logs
+
+
+def test_all_masters_of_a_run_say_when_it_was_started_and_when_it_ended(
+    graph: Path, tmp_path: Path
+) -> None:
+    with Session.open("simulator", detector=DETECTOR) as session:
+        session.prepare(
+            graph=graph,
+            output=tmp_path,
+            nb_frames=5,
+            expo_time=0.01,
+            metadata={"geometry": GEOMETRY},
+        )
+        time.sleep(0.1)  # whoever prepares takes his time
+        before = time.time()
+        session.start()
+        report = session.wait(30)
+        after = time.time()
+    said = []
+    for path in report.masters.values():
+        with h5py.File(path) as file:
+            names = ("start_time", "end_time_estimated", "end_time")
+            texts = [file[f"entry_0000/{name}"].asstr()[()] for name in names]
+        said.append([datetime.fromisoformat(text).timestamp() for text in texts])
+    start, estimated, end = said[0]
+    assert said == [[start, estimated, end]] * 2
+    assert before - 0.001 <= start < end <= after  # written in whole milliseconds
+    assert estimated == pytest.approx(start + 0.05, abs=0.002)
 
 
 def test_a_value_can_be_logged_from_prepare_to_the_end_and_not_else(

@@ -191,6 +191,14 @@ def test_without_a_geometry_only_what_is_known_is_said() -> None:
         assert "x_pixel_size" not in file["entry_0000/instrument/eiger"]
 
 
+def test_images_of_several_bands_are_not_called_nxmx() -> None:
+    for bands in (1, 2):
+        spec = spec_of("all").replace(shape=(bands, *SHAPE))
+        with written(spec, run_of({"geometry": GEOMETRY})) as file:
+            assert ("definition" in file["entry_0000"]) == (bands == 1)
+            assert "module" in file["entry_0000/instrument/eiger"]
+
+
 def test_a_product_without_a_place_has_no_geometry() -> None:
     spec = FrameSpec("vector", (7,), np.dtype("f4"), span=2)
     with written(spec, run_of({"geometry": GEOMETRY})) as file:

@@ -65,7 +65,7 @@ def test_fabio_reads_images_back_bit_by_bit_or_they_are_refused(
         return
     made = export(path, to, tmp_path / "out" / "in", frames=(2, 8))
     assert [file.name for file in made.files] == [f"a.b_00000{n}.{to}" for n in (2, 3, 5, 6, 7)]
-    assert made.absent == [(4, str(LOST))]
+    assert made.absent == [(4, 4, LOST)]
     assert made.frames == 5
     for file in made.files:
         with fabio.open(str(file)) as image:
@@ -113,7 +113,7 @@ def test_every_band_has_an_image_of_its_own(tmp_path: Path) -> None:
 def test_sparse_pixels_become_images(tmp_path: Path) -> None:
     run, expected = sparse()
     made = export(run.write(tmp_path / "a"), "tif", tmp_path / "out")
-    assert made.absent == [(4, str(LOST))]
+    assert made.absent == [(4, 4, LOST)]
     for file in made.files:
         with fabio.open(str(file)) as image:
             assert image.data.tobytes() == expected[int(file.stem[-6:])].tobytes()
@@ -146,7 +146,7 @@ def test_libertem_loads_the_pixels(tmp_path: Path) -> None:
     with np.load(sums_path) as sums:
         assert sums["image"].tolist() == expected[1:].sum(axis=0).tolist()
         assert sums["curve"].tolist() == expected[1:].sum(axis=(1, 2)).tolist()
-    assert made.absent == [(4, str(LOST))]
+    assert made.absent == [(4, 4, LOST)]
 
 
 @pytest.mark.parametrize(
@@ -215,6 +215,7 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path: Path) ->
         (dense, "csr", "to: csr holds sparse pixels, and these are 14 × 17  uint16; choose raw"),
         (curves, "cbf", "to: cbf holds images, and these are vector of 7; choose raw"),
         (peaks, "tif", r"to: tif holds images, .*; read them by lima2py\.open"),
+        (peaks, "csr", r"to: csr holds sparse pixels.*; read them by lima2py\.open"),
         (peaks, "raw", r"to: raw holds frames of one size.*; read them by lima2py\.open"),
         (pixels, "raw", r"to: raw holds frames of one size.*; choose csr"),
     ):
@@ -222,11 +223,13 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path: Path) ->
             export(path, to, tmp_path / "out")
     with pytest.raises(BadParameter, match=r"frames: none from 9 to before 12: .* has 9 frames"):
         export(dense, "tif", tmp_path / "out", frames=(9, 12))
+    with pytest.raises(BadParameter, match=r"frames: none from 9 on: .* has 9 frames"):
+        export(dense, "tif", tmp_path / "out", frames=(9, None))
     with pytest.raises(BadParameter, match="sink: none that is called 'no'"):
         export(dense, "tif", tmp_path / "out", sink="no")
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="file cannot be made: File exists"):
+    with pytest.raises(BadParameter, match=r"folder: .*file is a file; say where"):
         export(dense, "tif", tmp_path / "file")
 
 

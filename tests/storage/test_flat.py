@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from lima2py.storage.care.recover import recover
 from lima2py.storage.layout import fill_value
 from lima2py.storage.masters.master import Ending
 from lima2py.storage.masters.rebuild import saved_in
+from lima2py.storage.names import PART
 from lima2py.storage.saving.flat import SaveFlat, read_flat, write_flat_master
 from lima2py.testing.strategies import absences
 from tests.storage.made_up import LOST, context_of, files_no_larger_than, numbers
@@ -143,6 +146,50 @@ def test_a_full_disk_costs_the_frames_that_came_then_and_no_others(tmp_path: Pat
     assert read_flat(sink.files[0])[0].index.tolist() == [0, 2]
 
 
+def test_a_full_file_stays_open_while_the_disk_does_not_take_its_records(tmp_path: Path) -> None:
+    large = FrameSpec.dense(100, 100, np.uint16)
+    sink = started(large, tmp_path / "a", frames_per_file=1)
+    sink.write(Block(large, 0, 1, numbers(large, 0, 1)))
+    with files_no_larger_than(100), pytest.raises(StorageError, match=r"\.jsonl cannot"):
+        sink.write(Block(large, 1, 1, numbers(large, 1, 1)))
+    assert sink.write(Block(large, 2, 1, numbers(large, 2, 1))) == 1
+    sink.flush()
+    sink.finish()
+    assert [read_flat(path)[0].index.tolist() for path in sink.files] == [[0], [2]]
+
+
+def test_one_flat_file_stands_for_all_that_share_its_master(tmp_path: Path) -> None:
+    for rank in range(2):
+        sink = started(SMALL, tmp_path / "a", rank, frames_per_file=2)
+        sink.write(Block(SMALL, 4 * rank, 4, numbers(SMALL, 4 * rank, 4)))
+        sink.finish()
+    (found,), _ = recover(tmp_path / "a_0_00001.raw", force=True)
+    assert found.done == ("raw: 8 saved",)
+
+
+def test_a_writer_that_dies_between_two_names_leaves_nothing_unfinished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink = started(SMALL, tmp_path / "a")
+    sink.write(Block(SMALL, 0, 2, numbers(SMALL, 0, 2)))
+    rename = os.rename
+    called: list[str] = []
+
+    def once(old: str, new: str) -> None:
+        if called:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), old)
+        called.append(old)
+        rename(old, new)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", once)
+        with pytest.raises(StorageError, match=r"a_0_00000\.raw cannot be closed.*mounted"):
+            sink.finish()
+    (found,), _ = recover(tmp_path, force=True)
+    assert found.done[-1] == "raw: 2 saved"
+    assert not list(tmp_path.glob(f"*{PART}"))
+
+
 def test_what_has_no_fixed_size_is_refused() -> None:
     pixels = FrameSpec("sparse", (1, 4, 6), np.dtype([("index", "u4"), ("value", "u2")]))
     with pytest.raises(BadParameter, match=r"^from: frames of one size are needed.*save_sparse"):
@@ -150,10 +197,13 @@ def test_what_has_no_fixed_size_is_refused() -> None:
 
 
 def test_nothing_that_exists_is_written_over(tmp_path: Path) -> None:
-    (tmp_path / "a_0_00000.jsonl").write_text("precious")
-    with pytest.raises(StorageError, match=r"cannot be made.*exists"):
-        started(SMALL, tmp_path / "a")
-    assert [path.name for path in tmp_path.iterdir()] == ["a_0_00000.jsonl"]
+    for name in ("a_0_00000.jsonl", "b_0_00000.jsonl.part"):
+        (tmp_path / name).write_text("precious")
+        with pytest.raises(StorageError, match=r"cannot be made.*exists"):
+            started(SMALL, tmp_path / name[0])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "a_0_00000.jsonl", "b_0_00000.jsonl.part",
+    ]  # fmt: skip
 
 
 def test_a_sink_that_got_nothing_leaves_nothing(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from lima2py.errors import StorageError
 from lima2py.frame import Absence, Fate, FrameSpec
 from lima2py.geometry import Affine
+from lima2py.storage.care.verify import verify
 from lima2py.storage.entry import run_of, spec_of
 from lima2py.storage.masters import virtual
 from lima2py.storage.masters.master import FrameTable
@@ -82,6 +83,16 @@ def test_two_hundred_thousand_frames_need_few_mappings(tmp_path: Path, nodes: in
     with h5py.File(made) as file:
         assert len(file[DATA].virtual_sources()) <= 1000
         assert np.array_equal(file[DATA][:], run.expected())
+
+
+def test_a_veto_of_every_other_frame_needs_no_more_mappings(tmp_path: Path) -> None:
+    spec = FrameSpec.dense(1, 2, np.uint16)
+    run = round_robin(spec, 20_000, 256, 2, absent=range(1, 20_000, 2))
+    made = run.write(tmp_path / "a", compression="none")
+    with h5py.File(made) as file:
+        assert len(file[DATA].virtual_sources()) <= 100
+        assert np.array_equal(file[DATA][:], run.expected())
+    assert verify(Path(made)).problems == []
 
 
 def test_frames_dealt_out_one_by_one_become_series(tmp_path: Path) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import h5py
 import numpy as np
 import pytest
 
 from lima2py.frame import Block, Fate, FrameSpec, Ragged
+from lima2py.storage.masters import of_run
 from lima2py.storage.masters.master import Ending, FrameTable
 from lima2py.storage.masters.of_run import all_files, write_masters, write_preview
 from lima2py.storage.masters.rebuild import gather
 from lima2py.storage.names import NODE_FILE, master_path
+from lima2py.storage.saving.flat import SaveFlat
 from lima2py.storage.saving.sinks import Hdf5Sink
+from lima2py.task import Sink
 from tests.storage.made_up import context_of, numbers, sink_for, started
 from tests.storage.plain import Plain, read
 
@@ -98,6 +103,32 @@ def test_a_file_that_was_finished_since_it_was_listed_is_found(tmp_path: Path) -
     assert saved.node_files == {0: sink.files}
 
 
+def test_frames_do_not_wait_for_a_preview_but_the_end_of_the_run_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    began, go = Event(), Event()
+    made: list[str] = []
+
+    def slow(prefix: str, *_: object) -> None:
+        began.set()
+        go.wait(2)
+        made.append(prefix)
+
+    monkeypatch.setattr(of_run, "write_preview", slow)
+    monkeypatch.setattr(of_run, "PREVIEW_EVERY", 0.0)
+    prefix = str(tmp_path / "a")
+    previews = of_run.Previews({"raw": sink_for(SMALL)}, {"raw": prefix}, dict)
+    previews.refresh()
+    assert began.wait(10)
+    previews.refresh()
+    assert made == []
+    go.set()
+    previews.finish()
+    assert made == [prefix]
+    previews.refresh()
+    assert made == [prefix]
+
+
 def written(folder: Path, sinks: list[Hdf5Sink], told: dict[int, list[str]]) -> list[str]:
     """Write the master of twelve frames dealt out in twos; gives the problems."""
     frames = np.arange(12)
@@ -128,6 +159,34 @@ def test_files_a_lost_node_had_no_time_to_tell_of_are_found(tmp_path: Path) -> N
     assert_shows(read(master_path(tmp_path / "a")), SMALL, 12)
     (tmp_path / "a_1_00002.h5").rename(tmp_path / "a_1_00002.h5.part")
     sinks[1].finish()
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_frames_whose_acquisition_node_is_lost_are_shown_if_they_lie_in_the_files(
+    tmp_path: Path, flat: bool
+) -> None:
+    context = context_of(tmp_path / "a", SMALL, nb_frames=12, frames_per_block=2)
+    sink: Sink = SaveFlat() if flat else sink_for(SMALL)
+    sink.prepare(SMALL)
+    sink.start(context)
+    for index in range(0, 12, 2):
+        sink.write(some(SMALL, index))
+    sink.finish()
+    fate = np.repeat([Fate.SAVED, Fate.NODE_LOST, Fate.NOT_SAVED], [4, 6, 2]).astype("u1")
+    row = np.where(fate == Fate.SAVED, np.arange(12), -1)
+    table = FrameTable(fate, np.where(row < 0, -1, 0).astype("i2"), row)
+    masters, problems = write_masters(
+        {"raw": sink}, context, {"raw": table}, {0: {"raw": sink.files}}, Ending("failed")
+    )
+    assert problems == []
+    if flat:
+        frames = json.loads(Path(masters["raw"]).read_text())["frames"]
+        assert frames["row"] == [*range(10), -1, -1]
+    else:
+        seen = read(masters["raw"])
+        frames = seen.frames
+        assert np.array_equal(seen.data["data"][:10], numbers(SMALL, 0, 10)[:, 0])
+    assert list(frames["fate"]) == [Fate.SAVED] * 10 + [Fate.NOT_SAVED] * 2
 
 
 def test_a_file_a_node_had_only_begun_when_it_was_lost_is_no_problem(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from lima2py.storage.masters.of_run import write_preview
 from lima2py.storage.names import NODE_FILE
 from lima2py.storage.reading import opened
 from lima2py.storage.reading.run_file import RunFile
+from lima2py.storage.saving.reserve import reserve
 from lima2py.storage.saving.sinks import SaveDense, SaveTable
 from tests.storage.made_up import LOST, MadeUpRun, context_of, noise, numbers, round_robin, started
 
@@ -62,6 +63,8 @@ def test_a_file_is_a_sequence_of_frames(tmp_path: Path, spec: FrameSpec) -> None
         for row in (20, -21):
             with pytest.raises(IndexError, match=r"a_master\.h5 has 20 frames"):
                 file[row]
+        with pytest.raises(IndexError, match=rf"a_master\.h5 have {expected.ndim - 1} axes"):
+            file[(0, ..., *(0,) * expected.ndim)]
         with pytest.raises(BadParameter, match="read forwards only"):
             file[::-1]
 
@@ -83,6 +86,8 @@ def test_sparse_frames_are_ragged(tmp_path: Path, spec: FrameSpec) -> None:
             assert same(part.rows(offset), expected)
         with pytest.raises(BadParameter, match="forwards only"):
             file[::2]
+        with pytest.raises(IndexError, match=r"a_master\.h5 have 0 axes"):
+            file[4:16, 1:]
 
 
 def test_a_frame_is_found_by_its_number_in_both_kinds_of_file(tmp_path: Path) -> None:
@@ -273,18 +278,21 @@ def test_what_is_not_ours_is_told_apart(tmp_path: Path) -> None:
     nameless = tmp_path / "nameless.h5"
     h5py.File(nameless, "w").close()
     (tmp_path / "b.h5.part").touch()
+    reserved = reserve({"raw": SaveDense()}, tmp_path, "c", "1234")
     for path, said in (
         (tmp_path / "gone.h5", "cannot be read: No such file"),
-        (tmp_path, "cannot be read: Is a directory"),
+        (tmp_path, "cannot be read: it is a folder; give a file in it"),
         (text, "cannot be read: it is not an HDF5 file"),
         (cut, "cannot be read: it is cut off"),
         (foreign, "not a file of lima2py: it is made by another program"),
         (nameless, "not a file of lima2py: it is without the name of its maker"),
+        (tmp_path / "c_raw_master.h5.part", "shows no frames yet: its run has just been prepared"),
         (tmp_path / "b.h5", r"is not finished: what there is of it is b\.h5\.part"),
     ):
         with pytest.raises(StorageError, match=said) as caught:
             RunFile(path)
         assert str(caught.value).startswith(str(path))
+    reserved.release()
 
 
 def test_a_closed_file_says_so(tmp_path: Path) -> None:

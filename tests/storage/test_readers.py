@@ -80,6 +80,21 @@ def test_nexusformat_plots_them(images: MadeUpRun, kind: str) -> None:
     assert np.array_equal(plotted.nxsignal[()].nxdata, expected, equal_nan=True)
 
 
+def classless(path: str) -> list[str]:
+    """The groups of a file that are of no class of NeXus."""
+    with h5py.File(path) as file:
+        found = [file]
+        file.visititems(lambda _, item: found.append(item))
+        return [one.name for one in found
+                if isinstance(one, h5py.Group) and "NX_class" not in one.attrs]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["master", "node"])
+def test_every_group_has_a_class(images: MadeUpRun, sparse: Sparse, kind: str) -> None:
+    assert classless(seen_by(images, kind)[0]) == []
+    assert classless(sparse.path if kind == "master" else sparse.run.node_files[0][0]) == []
+
+
 @pytest.mark.parametrize("kind", ["master", "node"])
 @pytest.mark.parametrize(
     "spec",
@@ -116,7 +131,7 @@ def sparse(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     rng = np.random.default_rng(3)
     images = rng.poisson(0.05, (30, *PIXELS.image)).astype(np.int32) * 1000
     images[ABSENT] = 0
-    images[:, ~np.isfinite(MASK)] = 0
+    images[:, ~VALID] = 0
     unsure = np.zeros(images.shape, bool)
     background = request.param == "background"
     run = MadeUpRun(PIXELS, [], 30, 3, levels if background else None)
@@ -135,14 +150,15 @@ def sparse(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             under = np.where(images[index] == 0, level, images[index])
             unsure[index] = np.abs(under % 1 - 0.5) < 1e-4  # rounded up or down
             dummy = np.iinfo(np.int32).max
-            images[index] = np.where(np.isfinite(MASK), np.floor(under + 0.5), dummy)
+            images[index] = np.where(VALID, np.floor(under + 0.5), dummy)
     assert unsure.mean() < 0.01
     return Sparse(run, run.write(folder / "a", frames_per_file=12), images, unsure)
 
 
-RADIUS = np.linspace(0, 64, BINS, dtype=np.float32)
+RADIUS = np.linspace(2, 50, BINS, dtype=np.float32)
 MASK = np.hypot(*np.meshgrid(np.arange(50), np.arange(40))).astype(np.float32)
 MASK[3:5, 7] = np.nan
+VALID = np.array(MASK < 56)  # more than a bin beyond the last centre there is no background
 NORMALIZATION = np.linspace(0.5, 1, 2000, dtype=np.float32).reshape(40, 50)
 LEVELS = np.dtype([("q_nm^-1", "f8"), ("avg", "f8"), ("std", "f8"), ("count", "u4")])
 

@@ -152,6 +152,26 @@ def test_sinks_that_share_files_are_recovered_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("looking_here")
+@pytest.mark.parametrize("named", ["scan_0_00001.h5", "scan_1", "scan_1_00000.h5.part"])
+def test_one_file_stands_for_all_that_share_its_master(tmp_path: Path, named: str) -> None:
+    with at_work(tmp_path / "live", frames_per_file=4) as nodes:
+        nodes.write(0, 0, 10)
+        nodes.write(1, 10, 3)
+        left = nodes.killed(tmp_path / "left")
+    (found,), _ = recover(left / named, force=True)
+    assert found.problems == ()
+    assert shown(left / "scan_master.h5", IMAGES) == list(range(13))
+
+
+@pytest.mark.usefixtures("looking_here")
+def test_a_file_of_a_finished_run_leaves_its_master_as_it_is(tmp_path: Path) -> None:
+    round_robin(IMAGES, 20, 2, 2).write(tmp_path / "scan")
+    before = contents(tmp_path)
+    assert recover(tmp_path / "scan_0_00000.h5", force=True) == ([], 1)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.usefixtures("looking_here")
 def test_a_missing_file_is_noticed_by_the_rows_it_should_hold(tmp_path: Path) -> None:
     with at_work(tmp_path / "live", frames_per_file=4) as nodes:
         nodes.write(0, 0, 10)
@@ -236,6 +256,39 @@ def _stopping(real: Callable[..., object], left: list[int]) -> Callable[..., obj
         return real(*arguments, **more)
 
     return act
+
+
+def test_a_run_whose_files_get_their_names_meanwhile_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(self: Looker, path: Path, *, records: bool) -> Glance:
+        seen = glance.glance(path, records=records)
+        path.rename(path.with_name(path.name.removesuffix(".part")))
+        return seen
+
+    with at_work(tmp_path / "live") as nodes:
+        nodes.write(0, 0, 5)
+        left = nodes.killed(tmp_path / "left")
+    monkeypatch.setattr(Looker, "look", look)
+    found = recovered(left)
+    assert found.refused.startswith("scan_0_00000.h5.part has just got another name")
+    assert [path.name for path in left.iterdir()] == ["scan_0_00000.h5"]
+
+
+@pytest.mark.usefixtures("looking_here")
+def test_a_finished_run_without_one_of_its_files_is_not_complete(tmp_path: Path) -> None:
+    round_robin(IMAGES, 20, 2, 2).write(tmp_path / "scan")
+    (tmp_path / "scan_1_00000.h5").unlink()
+    found = recovered(tmp_path)
+    assert (found.done, found.refused) == ((), "")
+    assert found.problems == ("scan_1_00000.h5 is not there; put it back",)
+
+
+@pytest.mark.usefixtures("looking_here")
+def test_a_master_by_another_name_is_no_file_of_a_node(tmp_path: Path) -> None:
+    master = Path(round_robin(IMAGES, 20, 2, 2).write(tmp_path / "scan"))
+    shutil.copy(master, tmp_path / "copy_00001.h5")
+    assert recover(tmp_path, force=True) == ([], 1)
 
 
 @pytest.mark.usefixtures("looking_here")

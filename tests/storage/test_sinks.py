@@ -49,6 +49,7 @@ BACKGROUND = FrameSpec("table", (4,), np.dtype([("avg", "f4"), ("std", "f4")]))
         (SaveSparse, PIXELS.replace(shape=(2, 40, 60)), "put select_bands before"),
         (SaveVector, FrameSpec("vector", (3,), np.dtype(object)), "only numbers can"),
         (SaveVector, FrameSpec("vector", (3,), np.dtype("U4")), "only numbers can"),
+        (SaveVector, FrameSpec("vector", (0,), np.dtype("f4")), "frames that hold nothing"),
     ],
     ids=str,
 )

@@ -17,7 +17,7 @@ from typing import Self
 import h5py
 import msgspec
 
-from lima2py.storage.entry import read_entry, text_of
+from lima2py.storage.entry import entry_names, read_entry, text_of
 from lima2py.storage.failures import HDF5_ERRORS, unreadable
 from lima2py.storage.layout import CREATOR
 
@@ -105,7 +105,7 @@ def glance(path: Path, *, records: bool) -> Glance:
         with h5py.File(path, "r", locking=False) as file:
             if not str(file.attrs.get("creator", "")).startswith(CREATOR):
                 return Glance()
-            entries = sorted(name for name in file if name.startswith("entry_"))
+            entries = entry_names(file)
             if not entries:  # a master-to-be
                 run, name = str(file.attrs.get("run", "")), str(file.attrs.get("run_name", ""))
                 return Glance(ours=True, run=run, name=name)

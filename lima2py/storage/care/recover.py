@@ -14,8 +14,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-
 from lima2py.errors import LimaError, StorageError
 from lima2py.frame import Fate
 from lima2py.storage.care.glance import Glance, Looker
@@ -26,8 +24,9 @@ from lima2py.storage.entry import NodeEntry
 from lima2py.storage.failures import HDF5_ERRORS, telling
 from lima2py.storage.logs import Series
 from lima2py.storage.masters.master import Ending, Saved, write_master
-from lima2py.storage.masters.rebuild import entries_of, saved_in
-from lima2py.storage.names import MASTER, PART
+from lima2py.storage.masters.rebuild import entries_of, found_again, saved_in
+from lima2py.storage.names import FLAT_MASTER, MASTER, PART
+from lima2py.storage.saving.flat import read_flat
 
 DEPTH = 5
 """How many folders below the given one are looked into."""
@@ -46,6 +45,10 @@ class _Files:
     preview: bool = False
 
     @property
+    def who(self) -> str:
+        return f'"{self.name}" ({self.run[:8]})'
+
+    @property
     def parts(self) -> list[Path]:
         return [path for path in self.nodes if path.name.endswith(PART)]
 
@@ -59,6 +62,12 @@ class _Files:
         return [*self.nodes, *masters]
 
     @property
+    def gone(self) -> list[str]:
+        """The files that its master shows, and that are not there."""
+        names = self.final.names if self.final is not None else []
+        return [name for name in names if not (self.master.parent / name).exists()]
+
+    @property
     def finished(self) -> bool:
         """Whether nothing is to be done."""
         if self.final is None or self.parts or self.preview:
@@ -66,7 +75,7 @@ class _Files:
         folder = self.master.parent
         return not any(
             name.endswith(PART) and os.path.exists(folder / name.removesuffix(PART))
-            for name in self.final.names
+            for name in self.gone
         )
 
 
@@ -75,7 +84,7 @@ def recover(where: Path, *, force: bool = False) -> tuple[list[Recovery], int]:
 
     Args:
         where: a folder, and those below it; or what the files of one sink begin with, or one of
-            them.
+            them, which stands for all of its run at that prefix.
         force: recover also what changed in the last seconds.
 
     Returns:
@@ -85,10 +94,12 @@ def recover(where: Path, *, force: bool = False) -> tuple[list[Recovery], int]:
     Raises:
         StorageError: if there is no file of a run.
     """
-    paths = list(_candidates(where))
-    flat = [path for path in paths if path.name.removesuffix(PART).endswith(".raw")]
-    found, finished = recover_flat(flat, force=force)
     with Looker() as looker:
+        paths = list(_candidates(where))
+        if not os.path.isdir(where):
+            paths = _with_others_of(paths, looker)
+        flat = [path for path in paths if _is_flat(path)]
+        found, finished = recover_flat(flat, force=force)
         runs, damaged = _runs((path for path in paths if path not in flat), looker)
         if not runs and not damaged and not flat:
             raise StorageError(
@@ -103,7 +114,11 @@ def recover(where: Path, *, force: bool = False) -> tuple[list[Recovery], int]:
                 if path.parent == files.master.parent and path.name.startswith(f"{stem}_")
             }
             if files.finished and not any(_is_left(*item) for item in mine.items()):
-                finished += 1
+                if files.gone:
+                    problems = tuple(f"{name} is not there; put it back" for name in files.gone)
+                    found.append(Recovery(files.master, files.who, problems=problems))
+                else:
+                    finished += 1
                 continue
             found.append(_recover(files, mine, looker, force))
             for path in mine:
@@ -135,8 +150,44 @@ def _candidates(where: Path) -> Iterator[Path]:
             yield from _looking_right(inner, names)
     elif os.path.isdir(where.parent):
         stem = re.sub(rf"({re.escape(MASTER)})?({re.escape(PART)})?\Z", "", where.name)
-        names = [name for name in os.listdir(where.parent) if name.startswith(stem)]
-        yield from _looking_right(where.parent, names)
+        yield from _beginning_with(where.parent, stem)
+
+
+def _with_others_of(paths: Sequence[Path], looker: Looker) -> list[Path]:
+    """Files, and all that share a master with one of them: it would be written without these."""
+    found = list(paths)
+    masters: set[Path] = set()
+    for path in found:  # which grows meanwhile
+        master = _master_of(path, looker)
+        if master is not None and master not in masters:
+            masters.add(master)
+            stem = master.name.removesuffix(MASTER).removesuffix(FLAT_MASTER)
+            known = set(found)
+            found += [one for one in _beginning_with(master.parent, stem) if one not in known]
+    return found
+
+
+def _master_of(path: Path, looker: Looker) -> Path | None:
+    """The master a file belongs to, if it can be read."""
+    own = path.with_name(path.name.removesuffix(PART))
+    if own.name.endswith(MASTER):
+        return own
+    if _is_flat(path):
+        with suppress(OSError, ValueError, KeyError):  # recover_flat says why
+            return Path(read_flat(str(own))[1])
+        return None
+    name = looker.look(path, records=False).master
+    return path.with_name(name) if name else None
+
+
+def _is_flat(path: Path) -> bool:
+    return path.name.removesuffix(PART).endswith(".raw")
+
+
+def _beginning_with(folder: Path, stem: str) -> Iterator[Path]:
+    yield from _looking_right(
+        folder, [name for name in os.listdir(folder) if name.startswith(stem)]
+    )
 
 
 def _looking_right(folder: Path, names: Sequence[str]) -> Iterator[Path]:
@@ -156,7 +207,7 @@ def _runs(paths: Iterator[Path], looker: Looker) -> tuple[list[_Files], dict[Pat
         is_master = own.name.endswith(MASTER)
         if seen.problem:
             damaged[path] = seen
-        elif seen.ours:
+        elif seen.ours and (is_master or seen.master):  # not a master by another name
             master = own if is_master else path.with_name(seen.master)
             files = runs.setdefault((master, seen.run), _Files(master, seen.run, seen.name))
             if not is_master:
@@ -171,7 +222,7 @@ def _runs(paths: Iterator[Path], looker: Looker) -> tuple[list[_Files], dict[Pat
 def _recover(
     files: _Files, damaged: Mapping[Path, Glance], looker: Looker, force: bool
 ) -> Recovery:
-    said = Recovery(files.master, f'"{files.name}" ({files.run[:8]})')
+    said = Recovery(files.master, files.who)
     try:
         if refused := why_not([*files.all, *damaged], force):
             return replace(said, refused=refused)
@@ -264,14 +315,8 @@ def _logged(files: _Files) -> Mapping[str, Series]:
 
 
 def _merged(told: Saved, held: Saved) -> Saved:
-    """Frames that are lost with a node, but lie in its file, are not lost."""
-    old, new = told.table, held.table
-    count = min(len(old.fate), len(new.fate))
-    found = np.flatnonzero((old.fate[:count] == Fate.NODE_LOST) & (new.fate[:count] == Fate.SAVED))
-    fate, node, row = old.fate.copy(), old.node.copy(), old.row.copy()
-    fate[found], node[found], row[found] = new.fate[found], new.node[found], new.row[found]
-    table = replace(old, fate=fate, node=node, row=row)
-    return replace(told, table=table, node_files={**told.node_files, **held.node_files})
+    """What the master says, with the frames and files found since."""
+    return replace(found_again(told, held), node_files={**told.node_files, **held.node_files})
 
 
 def _holes(entries: Sequence[NodeEntry]) -> Iterator[str]:

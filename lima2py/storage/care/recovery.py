@@ -49,10 +49,18 @@ class Recovery:
 def why_not(paths: Sequence[Path], force: bool) -> str:
     """Why a run cannot be recovered now; empty if it can."""
     folder = paths[0].parent
-    for path in paths:
-        if path.name.endswith(PART) and is_being_written(path):
-            return f"{path.name} is still being written, or a program holds it open; end the run"
-    age = time.time() - max(path.stat().st_mtime for path in paths)
+    try:
+        for path in paths:
+            if path.name.endswith(PART) and is_being_written(path):
+                return (
+                    f"{path.name} is still being written, or a program holds it open; end the run"
+                )
+        age = time.time() - max(path.stat().st_mtime for path in paths)
+    except FileNotFoundError as error:  # so the list of files is out of date already
+        return (
+            f"{os.path.basename(error.filename)} has just got another name, or was deleted: the run"
+            " goes on; end it"
+        )
     if age < QUIET and not force:
         return (
             f"its files changed {max(age, 0):.0f} s ago, and a node on another host may still write"

@@ -9,7 +9,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from lima2py.storage.entry import detector_group, read_absences, run_of, spec_of, text_of
+from lima2py.storage.entry import (
+    detector_group,
+    entry_names,
+    read_absences,
+    run_of,
+    spec_of,
+    text_of,
+)
 from lima2py.storage.failures import HDF5_ERRORS, unreadable
 from lima2py.storage.logs import read_logs
 from lima2py.storage.masters.master import Ending, FrameTable, Saved
@@ -24,7 +31,7 @@ def reread(path: Path) -> tuple[list[Saved], Ending]:
     """
     try:
         with h5py.File(path, "r", locking=False) as file:
-            names = sorted(name for name in file if name.startswith("entry_"))
+            names = entry_names(file)
             if not names:
                 raise KeyError("it holds the frames of no sink")
             products = [_saved(path, file[name]) for name in names]

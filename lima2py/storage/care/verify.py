@@ -16,7 +16,6 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2py.errors import StorageError
 from lima2py.frame import Array, Fate
 from lima2py.storage.care.reread import files_of
 from lima2py.storage.care.verify_data import damaged_frames
@@ -24,13 +23,13 @@ from lima2py.storage.care.verify_mapping import Part, wrong_frames
 from lima2py.storage.entry import (
     NodeEntry,
     detector_group,
+    our_entries,
     read_absences,
     read_entry,
     run_of,
     spec_of,
 )
 from lima2py.storage.failures import HDF5_ERRORS, unreadable
-from lima2py.storage.layout import CREATOR
 from lima2py.storage.names import PART
 from lima2py.storage.saving.records import CHECKSUM
 from lima2py.storage.steady import is_being_written
@@ -89,13 +88,7 @@ def verify(path: Path, *, pixels: bool = False) -> Verdict:
     verdict = Verdict(path)
     try:
         with h5py.File(path, "r", locking=False) as file:
-            creator = str(file.attrs.get("creator", ""))
-            names = sorted(name for name in file if name.startswith("entry_"))
-            if not creator.startswith(CREATOR) or not names:
-                raise StorageError(
-                    f"{path} is not a file of lima2py with frames: it is made by"
-                    f" {creator or 'somebody else'}; give a master or the file of a node"
-                )
+            names = our_entries(file, path)
             if "outcome" in file[names[0]]["lima2py"]:
                 verdict.kind = "master"
             if path.name.endswith(PART):
@@ -218,8 +211,7 @@ class _Check:
             parts.append(Part(theirs, frames[shown], rows[shown]))
         if (missing := np.flatnonzero(saved & ~held)).size:
             self._bad("no file of a node holds", missing)
-        lost = np.zeros(nb_frames, bool)
-        lost[missing] = True
+        lost = ~held & (saved | (row >= 0))
         path, group = self._verdict.path, self._group
         wrong = wrong_frames(path, group, self._spec, nb_frames, parts, pixels=self._pixels)
         if (others := wrong[~lost[wrong]]).size:

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2py.frame import FrameSpec
+from lima2py.frame import Fate, FrameSpec
 from lima2py.storage.entry import NodeEntry, ragged_columns
 
 
@@ -64,14 +64,26 @@ def wrong_frames(
         rows = shown.setdefault((piece.file, piece.dataset), np.full(nb_frames, -1, np.int64))
         rows[piece.here] = piece.there
     wrong = np.zeros(nb_frames, bool)
+    absent = np.ones(nb_frames, bool)
+    for part in parts:
+        absent[part.frames] = False
     for part in parts:
         due = np.full(nb_frames, -1, np.int64)
         rows = shown.pop((_full(part.entry.path), f"{part.entry.group}/data"), due.copy())
         due[part.frames] = part.rows
-        wrong |= rows != due
+        wrong |= (rows != due) & ~(absent & _is_blank(part.entry, rows))
     for rows in shown.values():
         wrong |= rows >= 0
     return np.flatnonzero(wrong)
+
+
+def _is_blank(entry: NodeEntry, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """By frame, whether the row shown for it is its own, and has the fill value."""
+    blank = (rows >= 0) & (rows < len(entry))
+    frames = np.flatnonzero(blank)
+    theirs = rows[frames]
+    blank[frames] = (entry.index[theirs] == frames) & (entry.fate[theirs] != Fate.SAVED)
+    return blank
 
 
 def _wrong_sparse(

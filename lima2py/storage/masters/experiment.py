@@ -1,7 +1,8 @@
 """What is known of the experiment, as NeXus has it; NXmx where the geometry is known.
 
     entry
-      definition                      "NXmx", for images whose wavelength and geometry are known
+      definition                      "NXmx", for images of one band whose wavelength and geometry
+                                      are known
       title, end_time_estimated
       sample/                         NXsample: what the user says
         depends_on                    → transformations/omega, or "." for stills
@@ -92,7 +93,7 @@ def write_experiment(
             for axis, centre in zip("xy", place.inverse(*geometry.beam_center), strict=True):
                 _put(detector, f"beam_center_{axis}", float(centre), "pixel")
             _place(detector, spec, geometry.distance, corner, fast, slow)
-            if spec.kind == "dense" and geometry.wavelength is not None:
+            if spec.kind == "dense" and spec.bands == 1 and geometry.wavelength is not None:
                 _follow_nxmx(entry, detector, spec, run)
     _write_tree(sample, told.sample)
     _write_tree(instrument, told.instrument, _CLASSES)

@@ -43,6 +43,9 @@ from lima2py.storage.masters.provenance import write_ending, write_provenance
 from lima2py.storage.names import PART
 from lima2py.task import RunContext
 
+RUNNING = "running"
+"""The outcome of a run that goes on, in previews."""
+
 
 @dataclass(frozen=True, slots=True)
 class FrameTable:
@@ -141,21 +144,23 @@ def _write(file: h5py.File, product: Saved, ending: Ending) -> list[str]:
     """Write one entry; returns the problems."""
     name, run, spec, table = product.entry, product.run, product.spec, product.table
     detector = new_entry(file, name, spec, run)
-    write_provenance(file[name], detector, spec, run)
+    if ending.outcome != RUNNING:  # a preview is written again and again: what it needs
+        write_provenance(file[name], detector, spec, run)
     parts, problems = _parts(product)
     _write_records(detector, product, parts)
     if spec.kind == "sparse":
         ragged.create(detector, spec, len(table.fate), parts)
     else:
         rows = [virtual.Part(part.entry.path, f"{part.entry.group}/data", part.entry.length,
-                             part.frames, part.rows)
+                             part.mapped, part.mapped_rows)
                 for part in parts]  # fmt: skip
         data = virtual.create(detector, "data", len(table.fate), spec, rows)
         describe_data(data, spec)
     new_absences(detector)
     add_absences(detector["absences"], absence_ranges(_absences(table)), 0)
     link(file[name], detector, spec, run)
-    write_experiment(file[name], detector, spec, run)
+    if ending.outcome != RUNNING:
+        write_experiment(file[name], detector, spec, run)
     write_logs(file[name], ending.logs, run.started)
     errors = [*ending.errors, *problems]
     write_ending(
@@ -176,6 +181,9 @@ class Part:
         had_rows: where each of these lies in the file.
         frames: those of them that have data.
         rows: where each of these lies.
+        mapped: `frames`, and those that are absent and for which the file has the fill value: with
+            them a dataset takes few mappings, however many frames a veto rejects.
+        mapped_rows: where each of these lies.
     """
 
     rank: int
@@ -184,6 +192,8 @@ class Part:
     had_rows: NDArray[np.int64]
     frames: NDArray[np.int64]
     rows: NDArray[np.int64]
+    mapped: NDArray[np.int64]
+    mapped_rows: NDArray[np.int64]
 
 
 def _parts(product: Saved) -> tuple[list[Part], list[str]]:
@@ -225,7 +235,8 @@ def _part(rank: int, entry: NodeEntry, frames: NDArray[np.int64], table: FrameTa
     good &= (entry.fate[rows] == Fate.SAVED) | (table.fate[frames] != Fate.SAVED)
     frames, rows = frames[good], rows[good]
     shown = table.fate[frames] == Fate.SAVED
-    return Part(rank, entry, frames, rows, frames[shown], rows[shown])
+    mapped = shown | (entry.fate[rows] != Fate.SAVED)
+    return Part(rank, entry, frames, rows, frames[shown], rows[shown], frames[mapped], rows[mapped])
 
 
 def existing(path: str) -> str:

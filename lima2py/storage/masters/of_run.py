@@ -6,19 +6,22 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from itertools import cycle
+from itertools import chain, cycle
 from pathlib import Path
+from threading import Thread
 
 import h5py
 
 from lima2py.errors import LimaError
+from lima2py.frame import Fate
+from lima2py.storage.entry import read_entry
 from lima2py.storage.failures import HDF5_ERRORS
 from lima2py.storage.layout import entry_of
 from lima2py.storage.logs import Series
-from lima2py.storage.masters.master import Ending, FrameTable, Saved, write_master
-from lima2py.storage.masters.rebuild import gather
+from lima2py.storage.masters.master import RUNNING, Ending, FrameTable, Saved, write_master
+from lima2py.storage.masters.rebuild import found_again, gather, saved_in
 from lima2py.storage.names import FLAT_MASTER, PART, master_path, node_files_at
-from lima2py.storage.saving.flat import SaveFlat, write_flat_master
+from lima2py.storage.saving.flat import SaveFlat, read_flat, write_flat_master
 from lima2py.storage.saving.sinks import Hdf5Sink
 from lima2py.task import RunContext, Sink
 
@@ -68,7 +71,8 @@ def write_masters(
                 for rank, files in node_files.items()
             }
             run = context.of_task(name, sink.saved.span)
-            products.append(Saved(entry_of(run), run, sink.saved, tables[name], found))
+            told = Saved(entry_of(run), run, sink.saved, tables[name], found)
+            products.append(_with_found(told, flat=isinstance(sink, SaveFlat)))
         if not products:
             continue
         flat = isinstance(sinks[names[0]], SaveFlat)
@@ -84,6 +88,17 @@ def write_masters(
                 f" lima2py recover {prefix}"
             )
     return masters, problems
+
+
+def _with_found(told: Saved, *, flat: bool) -> Saved:
+    """With the frames that were done when the acquisition node that knew of it was lost."""
+    if Fate.NODE_LOST not in told.table.fate:
+        return told
+    entries = []
+    for path in chain.from_iterable(told.node_files.values()):
+        with suppress(*HDF5_ERRORS):  # whoever writes the master says what is wrong with a file
+            entries.append(read_flat(path)[0] if flat else read_entry(path, told.entry))
+    return found_again(told, saved_in(entries, whole=True)) if entries else told
 
 
 def all_files(prefix: str, template: str, told: Sequence[str]) -> list[str]:
@@ -112,7 +127,8 @@ class Previews:
     """What the masters would be by now, written again and again while a run goes on.
 
     A preview is called like the master, with `.part` behind it. It is made from the files of the
-    nodes, as far as they can be seen from here.
+    nodes, as far as they can be seen from here; in a thread of its own, since that of a long run
+    takes seconds, and frames do not wait.
 
     Args:
         sinks: by name, in the order of the graph.
@@ -133,18 +149,33 @@ class Previews:
             if isinstance(sink := sinks[name], Hdf5Sink)
         }
         self._turns = cycle(self._templates.items())
+        self._every = PREVIEW_EVERY / max(1, len(self._templates))
         self._next = time.monotonic() + PREVIEW_EVERY
+        self._writer: Thread | None = None
 
     def refresh(self) -> None:
-        """Write one of them, if it is time: they take turns."""
-        began = time.monotonic()
-        if began < self._next or not self._templates:
+        """Have one of them written, if it is time: they take turns; returns at once."""
+        if self._writer is not None and self._writer.is_alive():
             return
-        # A file that is half updated just now will be whole the next time.
-        with suppress(LimaError, *HDF5_ERRORS):
-            write_preview(*next(self._turns), self._logs())
-        cost = time.monotonic() - began
-        self._next = began + max(PREVIEW_EVERY / len(self._templates), cost / PREVIEW_SHARE)
+        if self._templates and time.monotonic() >= self._next:
+            self._writer = Thread(target=self._write, name="preview", daemon=True)
+            self._writer.start()
+
+    def finish(self) -> None:
+        """Wait for the one being written; there will be no more."""
+        self._templates = {}
+        if self._writer is not None:
+            self._writer.join()
+
+    def _write(self) -> None:
+        began = time.monotonic()
+        try:
+            # A file that is half updated just now will be whole the next time.
+            with suppress(LimaError, *HDF5_ERRORS):
+                write_preview(*next(self._turns), self._logs())
+        finally:
+            cost = time.monotonic() - began
+            self._next = began + max(self._every, cost / PREVIEW_SHARE)
 
 
 def write_preview(prefix: str, template: str, logs: Mapping[str, Series]) -> None:
@@ -156,4 +187,4 @@ def write_preview(prefix: str, template: str, logs: Mapping[str, Series]) -> Non
     names = node_files_at(Path(prefix), template)
     files = [name.path for name in names if h5py.is_hdf5(name.path)]  # others are just begun
     if products := gather(files, whole=False):
-        write_master(f"{master_path(prefix)}{PART}", products, Ending("running", logs=logs))
+        write_master(f"{master_path(prefix)}{PART}", products, Ending(RUNNING, logs=logs))

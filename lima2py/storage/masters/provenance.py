@@ -29,6 +29,15 @@ def write_provenance(
 ) -> None:
     """What was known before the first frame, as a tree for people to look through."""
     write_tree(detector, "detector_information", run.detector)
+    tasks = run.parameters.pipeline.get("tasks", {})
+    used = {
+        "acquisition": run.parameters.hardware.get("acquisition", {}),
+        "processing": {
+            task: {"do": said["do"], "from": ", ".join(said["from"]), **said.get("parameters", {})}
+            for task, said in tasks.items()
+        },
+    }
+    write_tree(detector, "params", used)
     group = entry["lima2py"]
     group["nb_frames"] = run.nb_frames
     group["graph"] = safe_text(run.graph)

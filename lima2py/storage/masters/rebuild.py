@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from lima2py.errors import StorageError
 from lima2py.frame import Absence, Fate
-from lima2py.storage.entry import NodeEntry, alone, read_entry
+from lima2py.storage.entry import NodeEntry, alone, entry_names, read_entry
 from lima2py.storage.masters.master import FrameTable, Saved
 from lima2py.storage.names import PART
 
@@ -42,7 +43,7 @@ def entries_of(files: Sequence[Path]) -> dict[str, list[NodeEntry]]:
         if not path.exists():  # it has been finished meanwhile
             path = path.with_name(path.name.removesuffix(PART))
         with alone(path) as file:
-            names = [name for name in file if name.startswith("entry_")]
+            names = entry_names(file)
         for name in names:
             found.setdefault(name, []).append(read_entry(path, name))
     runs = {entry.run.run for entries in found.values() for entry in entries}
@@ -84,3 +85,18 @@ def saved_in(entries: Sequence[NodeEntry], *, whole: bool) -> Saved:
         node_files.setdefault(entry.run.rank, []).append(name)
     table = FrameTable(fate, node, row, absences)
     return Saved(entries[0].name, run, entries[0].spec, table, node_files)
+
+
+def found_again(told: Saved, held: Saved) -> Saved:
+    """What was told, but frames that are lost with a node and lie in its files are not lost.
+
+    Args:
+        told: by a ledger, or the master made of it.
+        held: by the files.
+    """
+    old, new = told.table, held.table
+    count = min(len(old.fate), len(new.fate))
+    found = np.flatnonzero((old.fate[:count] == Fate.NODE_LOST) & (new.fate[:count] == Fate.SAVED))
+    fate, node, row = old.fate.copy(), old.node.copy(), old.row.copy()
+    fate[found], node[found], row[found] = new.fate[found], new.node[found], new.row[found]
+    return replace(told, table=replace(old, fate=fate, node=node, row=row))

@@ -32,7 +32,7 @@ class Part(NamedTuple):
         path: of the file.
         dataset: path of the dataset in the file.
         length: rows of that dataset.
-        frames: indices of the frames, increasing.
+        frames: indices of the frames, increasing; absent ones too, if the file has rows for them.
         rows: where each of them lies.
     """
 

@@ -27,9 +27,9 @@ import numpy as np
 
 from lima2py.codec import raw
 from lima2py.errors import BadParameter, LimaError, StorageError
-from lima2py.frame import Array, Fate, plain_dtype
+from lima2py.frame import Absence, Array, Fate, plain_dtype
 from lima2py.storage.failures import telling
-from lima2py.storage.layout import fill_value
+from lima2py.storage.layout import absence_ranges, fill_value
 from lima2py.storage.names import MASTER
 from lima2py.storage.reading.run_file import RunFile
 from lima2py.storage.reading.views import as_image
@@ -51,12 +51,12 @@ class Exported(NamedTuple):
     Attributes:
         files: the paths, in order.
         frames: how many frames with data they hold.
-        absent: the frames that have none, with the reason.
+        absent: the frames that have none: first and last, and the reason.
     """
 
     files: list[Path]
     frames: int
-    absent: list[tuple[int, str]]
+    absent: list[tuple[int, int, Absence]]
 
 
 def export(
@@ -88,14 +88,17 @@ def export(
         rows = _rows(file, *frames)
         make = {"csr": _as_csr, "raw": _as_raw}.get(to, partial(_as_images, to=to))
         place = Path(folder) / _stem(file)
+        if os.path.lexists(folder) and not os.path.isdir(folder):
+            raise BadParameter(f"folder: {folder} is a file; say where the new files shall go")
         with telling(folder, "cannot be made"):
             Path(folder).mkdir(parents=True, exist_ok=True)
         made = make(file, rows, place, overwrite)
         absent = [
-            (int(file.index[row]), str(file.absence(row)))
+            (int(file.index[row]), reason)
             for row in rows[file.fate[rows] != Fate.SAVED].tolist()
+            if (reason := file.absence(row)) is not None
         ]
-        return Exported(made, len(rows) - len(absent), absent)
+        return Exported(made, len(rows) - len(absent), list(absence_ranges(absent)))
 
 
 def _rows(file: RunFile, first: int | None, end: int | None) -> Array:
@@ -106,7 +109,8 @@ def _rows(file: RunFile, first: int | None, end: int | None) -> Array:
         wanted &= index < end
     backwards = np.flatnonzero(wanted)[::-1]
     if not len(backwards):
-        raise BadParameter(f"frames: none from {first or 0} to before {end}: {file.extent()}")
+        until = "on" if end is None else f"to before {end}"
+        raise BadParameter(f"frames: none from {first or 0} {until}: {file.extent()}")
     _, last = np.unique(index[backwards], return_index=True)  # of a frame that came twice, the last
     rows: Array = backwards[last]
     return rows
@@ -126,7 +130,8 @@ def _check(file: RunFile, to: str) -> None:
         raise BadParameter(f"to: {to}: should be one of {', '.join(FORMATS)}")
     if to == "csr":
         if not pixels:
-            raise BadParameter(f"to: csr holds sparse pixels, {what}; choose raw")
+            way = "read them by lima2py.open" if spec.kind == "sparse" else "choose raw"
+            raise BadParameter(f"to: csr holds sparse pixels, {what}; {way}")
         return
     if spec.kind == "sparse" and (to == "raw" or not pixels):
         holds = "frames of one size" if to == "raw" else "images"

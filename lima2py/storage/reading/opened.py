@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from lima2py.errors import BadParameter, StorageError, did_you_mean
 from lima2py.frame import Array
-from lima2py.storage.entry import detector_group, run_of, spec_of, text_of
+from lima2py.storage.entry import detector_group, our_entries, run_of, spec_of, text_of
 from lima2py.storage.failures import HDF5_ERRORS, unreadable
 from lima2py.storage.layout import CREATOR
 from lima2py.storage.logs import Series, read_logs
@@ -141,12 +141,12 @@ class OpenedFile:
 
     @property
     def started(self) -> str:
-        """When the run was prepared, ISO 8601."""
+        """When the run was started, ISO 8601; before a master is written, when it was prepared."""
         return self.read(lambda: text_of(self._entry["start_time"]))
 
     @property
     def ended(self) -> str | None:
-        """When the master was written, ISO 8601."""
+        """When the run ended, ISO 8601; while it goes on, when the preview was written."""
         return self.read(lambda: text_of(self._entry["end_time"])) if self.is_master else None
 
     @cached_property
@@ -249,12 +249,7 @@ class OpenedFile:
         self.path, self._file = path, file
 
     def _load(self, file: h5py.File) -> None:
-        entries = [name for name in file if name.startswith("entry_")]
-        creator = str(file.attrs.get("creator", ""))
-        if not creator.startswith(CREATOR) or not entries:
-            made = f"made by {creator}" if creator else "without the name of its maker"
-            raise StorageError(f"{self.path} is not a file of lima2py: it is {made}")
-        names = {text_of(file[name]["lima2py/sink"]): name for name in entries}
+        names = {text_of(file[name]["lima2py/sink"]): name for name in our_entries(file, self.path)}
         wanted = self._wanted or next(iter(names))
         if wanted not in names:
             raise BadParameter(

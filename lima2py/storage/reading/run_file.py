@@ -78,6 +78,9 @@ class RunFile(OpenedFile):
     def __getitem__(self, key: Any) -> Any:
         """Frames by row; see the class."""
         frames, *within = key if isinstance(key, tuple) else (key,)
+        axes = 0 if self.spec.kind == "sparse" else len(self.spec.saved_shape)
+        if sum(one is not Ellipsis for one in within) > axes:
+            raise IndexError(f"{key}: frames of {self.path} have {axes} axes")
         if isinstance(frames, slice):
             first, end, step = frames.indices(len(self))
             if step < 1 or (step > 1 and self.spec.kind == "sparse"):

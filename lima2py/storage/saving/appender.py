@@ -29,6 +29,8 @@ class Appender:
         fill: what stands where nothing was written; zero if not given.
 
     Attributes:
+        dataset: it.
+        dtype: see above.
         rows: appended so far.
     """
 
@@ -57,6 +59,7 @@ class Appender:
         self._chunk = chunk
         self._codec = codec
         self._fill: Any = 0 if fill is None else fill
+        self.dtype = dtype
         self._tail = np.empty((chunk, *shape), dtype)
         self._tail_in_file = False
         self._origin = (0,) * len(shape)

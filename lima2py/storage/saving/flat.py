@@ -116,8 +116,9 @@ class SaveFlat(Sink):
 
     def _begin(self) -> _FlatFile:
         if self._file is not None:
-            self._file.close()
-            self._file = None
+            self._file.flush()  # while the disk refuses that, the file stays open
+            file, self._file = self._file, None
+            file.close()
         prefix = self._run.paths[self._run.task]
         named = node_path(prefix, self.node_file, self._run, len(self._paths))
         path = f"{named.removesuffix('.h5')}.raw"
@@ -151,11 +152,17 @@ class _FlatFile:
             lock(self._data.fileno())
             try:
                 self._records: BinaryIO = open(self._names[1], "xb", buffering=0)
-                self._put(self._records, 0, json.dumps(head).encode() + b"\n")
+            except BaseException:
+                self._data.close()
+                os.unlink(self._names[0])
+                raise
+            said = json.dumps(head).encode() + b"\n"
+            try:
+                self._put(self._records, 0, said)
             except BaseException:
                 self.close()
                 raise
-        self._said = len(json.dumps(head)) + 1
+        self._said = len(said)
 
     def append(self, block: Block) -> None:
         whole = block.data is not None and not block.absences
@@ -187,17 +194,18 @@ class _FlatFile:
 
     def close(self) -> bool:
         """Give the files their names; whether they hold a frame."""
-        try:
-            if self.rows:
-                self.flush()
-        finally:
-            self._data.close()
-            self._records.close()
-        for name in self._names:
-            if self.rows:
-                os.rename(name, name.removesuffix(PART))
-            else:
-                os.unlink(name)
+        with telling(self.path, "cannot be closed"):
+            try:
+                if self.rows:
+                    self.flush()
+            finally:
+                self._data.close()
+                self._records.close()
+            for name in reversed(self._names):  # the JSON first: `recover` goes by the other
+                if self.rows:
+                    os.rename(name, name.removesuffix(PART))
+                else:
+                    os.unlink(name)
         return bool(self.rows)
 
     @staticmethod

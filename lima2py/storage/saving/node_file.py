@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import h5py
 
@@ -28,8 +28,7 @@ from lima2py.storage.steady import SteadyFile
 from lima2py.task import RunContext
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """When a file is full; 0 where there is no limit."""
 
     frames: int = 0
@@ -95,6 +94,10 @@ class NodeFiles:
     def append(self, sink: str, block: Block, *others: Block) -> int:
         """Write the frames of a block, absent ones too; returns the row of the first."""
         first = self._rows[sink]
+        if self._file is not None and not any(self._limits):
+            self._file.append(sink, block, *others)
+            self._rows[sink] += block.count
+            return first
         done = 0
         while done < block.count:
             file = self._ready(sink)

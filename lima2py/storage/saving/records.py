@@ -7,7 +7,7 @@ speaks of is in the file.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import h5py
@@ -78,7 +78,9 @@ class Records:
         if block.data is not None:
             for path, (column, row) in self._curves.items():
                 values[path] = np.where(block.present, block.pixels[column][:, row], np.nan)
-        absences = [(block.index + offset, said) for offset, said in sorted(block.absences.items())]
+        absences = [
+            (block.index + offset, block.absences[offset]) for offset in sorted(block.absences)
+        ]
         self._notes.append(_Note(block.index, block.count, absences, values))
 
     def write_words(self) -> None:
@@ -96,20 +98,33 @@ class Records:
         }.items():
             if path not in self._columns:
                 self._column(path, dtype).append(None, self._written)
+        counts = np.array([note.frames for note in notes])
+        total = int(counts.sum())
+        firsts = np.array([note.first for note in notes])
+        index = np.arange(total) + np.repeat(firsts - np.cumsum(counts) + counts, counts)
+        fate = np.full(total, Fate.SAVED, np.uint8)
+        at = 0
+        for note in notes:
+            for frame, absence in note.absences:
+                fate[at + frame - note.first] = absence.cause
+            at += note.frames
+        ours = {"frames/index": index, "frames/fate": fate}
         for path, column in self._columns.items():
-            made = np.concatenate([_of(note, path, column.dataset.dtype) for note in notes])
-            column.append(made, len(made))
+            made = ours[path] if path in ours else _joined(notes, path, column.dtype)
+            column.append(made, total)
             column.write_tail()
         self._ranges = self._add_absences(notes, ABSENCE_COLUMNS.keys() - _WORDS)
-        self._written += sum(note.frames for note in notes)
+        self._written += total
 
     @property
     def waiting(self) -> bool:
         """Whether there is anything to write."""
         return bool(self._notes)
 
-    def _add_absences(self, notes: Iterable[_Note], columns: Set[str]) -> int:
-        absences = (absence for note in notes for absence in note.absences)
+    def _add_absences(self, notes: Sequence[_Note], columns: Set[str]) -> int:
+        absences = [absence for note in notes for absence in note.absences]
+        if not absences:
+            return self._ranges
         group = self._detector["absences"]
         return add_absences(group, absence_ranges(absences), self._ranges, columns)
 
@@ -121,17 +136,14 @@ class Records:
         return made
 
 
-def _of(note: _Note, path: str, dtype: np.dtype[Any]) -> Array:
-    """The values of one record for the frames of a block."""
-    if path == "frames/index":
-        return np.arange(note.first, note.first + note.frames, dtype=dtype)
-    if path == "frames/fate":
-        fates = np.full(note.frames, Fate.SAVED, dtype)
-        for frame, absence in note.absences:
-            fates[frame - note.first] = absence.cause
-        return fates
-    found = note.values.get(path)
-    return np.full(note.frames, no_value(dtype)) if found is None else found
+def _joined(notes: Sequence[_Note], path: str, dtype: np.dtype[Any]) -> Array:
+    """The values of one record for the frames of some blocks."""
+    return np.concatenate(
+        [
+            note.values[path] if path in note.values else np.full(note.frames, no_value(dtype))
+            for note in notes
+        ]
+    )
 
 
 def checksums(block: Block) -> Array:

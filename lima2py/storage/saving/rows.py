@@ -124,7 +124,7 @@ class RaggedRows:
         maps = dict(maps)
         self._edges = bins is not None and {"mask", "radius"} <= maps.keys()
         if self._edges:
-            maps["radius"] = between(maps["radius"], maps["mask"])
+            maps["radius"], maps["mask"] = with_edges(maps["radius"], maps["mask"])
         if bins is not None:
             bins += 2 * self._edges
             chunk = max(1, ROWS_PER_CHUNK // (4 * bins))
@@ -182,16 +182,24 @@ class RaggedRows:
         self._waiting.clear()
 
 
-def between(radius: Array, mask: Array) -> Array:
-    """The centres of bins, `(bins + 2,)`, with one before and one behind all pixels.
+def with_edges(radius: Array, mask: Array) -> tuple[Array, Array]:
+    """Bins and pixels such that every pixel lies between the centres of two bins.
 
-    fabio gives the pixels outside the first and last centre no value; here the background there is
-    that of the nearest bin.
+    fabio takes all bins to be equally wide, and gives the pixels outside the first and last centre
+    no value. Hence one more bin on each side, where the background is that of its neighbour.
+
+    Args:
+        radius: of the centres of the bins.
+        mask: the radius of every pixel, NaN where it is not valid.
+
+    Returns:
+        The radii of two bins more; and the mask, NaN also where a pixel lies outside all of them
+        and has no background.
     """
-    step = abs(radius[1] - radius[0])
-    first = min(np.nanmin(mask), radius[0]) - step
-    last = max(np.nanmax(mask), radius[-1]) + step
-    return np.array([first, *radius, last], np.float32)
+    step = (radius[-1] - radius[0]) / (len(radius) - 1)
+    low, high = radius[0] - step, radius[-1] + step
+    outside = (mask <= low) | (mask >= high)
+    return np.linspace(low, high, len(radius) + 2), np.where(outside, np.nan, mask)
 
 
 def without_gaps(levels: Array) -> Array:

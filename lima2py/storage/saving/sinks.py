@@ -57,6 +57,10 @@ class Hdf5Sink(Sink):
             )
         if spec.dtype.hasobject or spec.dtype.kind in "UmM":
             raise BadParameter(f"from: {spec.dtype} cannot be saved, only numbers can")
+        if spec.kind != "sparse" and not spec.nbytes:
+            raise BadParameter(
+                f"from: what comes is {spec}; frames that hold nothing cannot be saved"
+            )
         self._spec = self._input = spec
         return spec
 
@@ -166,8 +170,8 @@ class SaveSparse(CompressingSink):
     `frame_ptr[i]` to before `frame_ptr[i + 1]`. fabio gives the images back, frame by frame.
 
     With the background as a second input, `from: [peaks, background]`, it is saved too
-    (`background_avg`, `background_std` against `radius`), and fabio and pyFAI's `densify-Bragg` put
-    it under the peaks.
+    (`background_avg`, `background_std` against `radius`), and fabio and its program `densify_Bragg`
+    put it under the peaks.
 
     At the end it says so if the images would have taken less room than their pixels.
     """
@@ -224,7 +228,7 @@ class SaveSparse(CompressingSink):
 class SparseRoom:
     """Whether frames take less room as pixels than as images would, compressed alike.
 
-    The first frame with data of every so manieth block is tried; the distance doubles each time.
+    The first frame with data of a block is tried, and then that of one twice as far into the run.
 
     Args:
         spec: of the sparse frames.
