@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def true_counts(counts: Array, lost: float, model: str) -> Array:
 def test_counts_are_corrected_up_to_the_highest_rate(model: str, dtype: str, most: float) -> None:
     data = np.linspace(0, most, 4000).astype(dtype).reshape(1, 1, 40, 100)
     highest = 0.6 * most  # counts of a frame
-    dead_time = 1e-3 / highest if model == "non-paralysable" else 1e-3 / highest / np.e
+    dead_time = 1e-3 / highest if model == "non-paralysable" else 1e-3 / highest / math.e
     found = made(CountRateCorrection(dead_time=dead_time, model=model), data)
     good = data < highest * (1 - 1e-9)
     truth = true_counts(data[good], dead_time / 1e-3, model)
