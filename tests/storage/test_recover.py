@@ -24,6 +24,9 @@ from lima2py.storage.care.recover import recover
 from lima2py.storage.care.recovery import SAID, Recovery
 from lima2py.storage.care.verify import verify
 from lima2py.storage.entry import text_of
+from lima2py.storage.logs import Series
+from lima2py.storage.masters.of_run import write_preview
+from lima2py.storage.names import NODE_FILE
 from lima2py.storage.saving.reserve import reserve
 from lima2py.storage.saving.sinks import SaveDense
 from tests.storage import plain
@@ -420,3 +423,17 @@ def test_only_files_of_runs_below_are_looked_at(tmp_path: Path) -> None:
     found = recovered(tmp_path)
     assert found.master == inner / "left" / "scan_master.h5"
     assert not found.problems
+
+
+@pytest.mark.usefixtures("looking_here")
+def test_a_preview_of_the_run_is_no_obstacle_and_goes_away(tmp_path: Path) -> None:
+    left = simple(tmp_path)
+    write_preview(
+        str(left / "scan"), NODE_FILE, {"sample/temperature": Series([1.0], [293.0], "K")}
+    )
+    assert (left / "scan_master.h5.part").exists()
+    found = recovered(left)
+    assert not found.problems
+    assert not (left / "scan_master.h5.part").exists()
+    with h5py.File(left / "scan_master.h5") as file:
+        assert file["entry_0000/logs/sample/temperature/value"][:].tolist() == [293.0]

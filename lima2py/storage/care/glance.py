@@ -120,7 +120,7 @@ def glance(path: Path, *, records: bool) -> Glance:
                     {name for entry in entries for name in _names(file[entry]["lima2py"])}
                 ),
             )
-        if not records:
+        if not records or not known.master:  # previews and masters have none of their own
             return known
         frames = max(len(read_entry(path, entry)) for entry in entries)
         return msgspec.structs.replace(known, frames=frames)
