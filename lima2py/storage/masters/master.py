@@ -144,8 +144,6 @@ def _write(file: h5py.File, product: Saved, ending: Ending) -> list[str]:
     """Write one entry; returns the problems."""
     name, run, spec, table = product.entry, product.run, product.spec, product.table
     detector = new_entry(file, name, spec, run)
-    if ending.outcome != RUNNING:  # a preview is written again and again: what it needs
-        write_provenance(file[name], detector, spec, run)
     parts, problems = _parts(product)
     _write_records(detector, product, parts)
     if spec.kind == "sparse":
@@ -159,7 +157,8 @@ def _write(file: h5py.File, product: Saved, ending: Ending) -> list[str]:
     new_absences(detector)
     add_absences(detector["absences"], absence_ranges(_absences(table)), 0)
     link(file[name], detector, spec, run)
-    if ending.outcome != RUNNING:
+    if ending.outcome != RUNNING:  # a preview, written again and again, has what it needs
+        write_provenance(file[name], detector, spec, run)
         write_experiment(file[name], detector, spec, run)
     write_logs(file[name], ending.logs, run.started)
     errors = [*ending.errors, *problems]
