@@ -26,6 +26,7 @@ from lima2py.acquisition import Parameters
 from lima2py.errors import BadParameter
 from lima2py.frame import Array, Block, FrameSpec
 from lima2py.geometry import Affine, NotOnPixels, Roi
+from lima2py.policies import Policies
 from lima2py.units import Model
 
 
@@ -66,6 +67,7 @@ class RunContext:
         rois: rectangles in detector pixels that tasks of the graph look at, by `task.roi`.
         maps: for sinks, the images that belong to what they are given (`Task.maps`).
         shared: what the tasks of one node have in common in this run (files, say), by key.
+        policies: what to do when something goes wrong.
         stop: ask for the end of the acquisition, with the reason in words. Returns at once.
     """
 
@@ -87,6 +89,7 @@ class RunContext:
     rois: Mapping[str, tuple[int, int, int, int]] = field(default_factory=dict)
     maps: Mapping[str, Array] = field(default_factory=dict)
     shared: dict[str, Any] = field(default_factory=dict)
+    policies: Policies = Policies()
     stop: Callable[[str], None] = lambda _reason: None
 
     def of_task(self, name: str, span: int, maps: Mapping[str, Array] | None = None) -> RunContext:

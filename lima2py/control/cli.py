@@ -30,7 +30,7 @@ import typer
 
 from lima2py.control import files
 from lima2py.control.files import INCOMPLETE, REFUSED
-from lima2py.control.options import asked_of, find_system, metadata_of, split_set
+from lima2py.control.options import asked_of, find_system, metadata_of, policies_of, split_set
 from lima2py.errors import BadParameter, LimaError
 
 INTERRUPTED = 130
@@ -114,6 +114,14 @@ MetadataOption = Annotated[
         help="what is said of the experiment: a YAML file, or sample.name=insulin; may be repeated",
     ),
 ]
+PolicyOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--policy",
+        metavar="NAME=VALUE",
+        help="what to do when something goes wrong: overload=drop; may be repeated",
+    ),
+]
 SystemFile = Annotated[
     str | None,
     typer.Option("--system", metavar="FILE", help="which detector, and which nodes run where"),
@@ -146,6 +154,7 @@ def run(
     acquisition_nodes: AcquisitionNodes = None,
     set_: Set = None,
     metadata: MetadataOption = None,
+    policy: PolicyOption = None,
     output: Output = Path(),
     name: Name = "run",
     system: SystemFile = None,
@@ -168,6 +177,7 @@ def run(
     triggers = {"trigger_mode": trigger_mode, "nb_frames_per_trigger": nb_frames_per_trigger}
     asked = asked_of(described, nb_frames=nb_frames, **times, **triggers)
     told = metadata_of(metadata or [])
+    policies = policies_of(policy or [])
     definition = load_graph(graph, overrides)
     if all(place.address is None for place in (*described.acquisition, *described.processing)):
         # What cannot be is refused before a node is started.
@@ -178,7 +188,12 @@ def run(
     with Interrupts(hold=1 if alone else 0) as interrupts, Session.open(described) as session:
         with preparing(console):
             hardware = session.prepare(
-                graph=definition, output=output, name=name, metadata=told, **asked
+                graph=definition,
+                output=output,
+                name=name,
+                metadata=told,
+                policies=policies,
+                **asked,
             )
         for warning in session.warnings:
             complain(warning)

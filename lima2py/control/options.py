@@ -64,6 +64,24 @@ def metadata_of(texts: list[str]) -> dict[str, Any]:
     return found
 
 
+def policies_of(texts: list[str]) -> dict[str, Any]:
+    """`--policy` texts as the fields of `Policies`.
+
+    Raises:
+        BadParameter: if one is not `name=value`, or cannot be.
+    """
+    from lima2py.policies import Policies
+
+    found: dict[str, Any] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise BadParameter(f"--policy {text}: should be NAME=VALUE, for instance overload=drop")
+        found[key.strip()] = plain(value)
+    Policies.load(found, "--policy")
+    return found
+
+
 def find_system(
     file: str | None,
     detector: str | None,

@@ -40,6 +40,7 @@ from lima2py.node.orders import (
 from lima2py.node.outlet import Inline, Outlet
 from lima2py.node.readout import Readout
 from lima2py.node.run import Run
+from lima2py.policies import Policies
 from lima2py.storage.masters.master import Ending
 from lima2py.storage.masters.of_run import Previews, write_masters
 from lima2py.storage.masters.virtual import MAX_MAPPINGS
@@ -87,6 +88,7 @@ class AcquisitionRun(Run):
         super().__init__(order.run, node.who, plan)
         group = order.group or _shared_group(plan, shape, asked.nb_frames, shares)
         self.order = order
+        self.policies = Policies.load(order.policies, "policies")
         self.detector = detector
         self.masters: dict[str, str] = {}
         self.remarks: list[str] = []
@@ -148,12 +150,14 @@ class AcquisitionRun(Run):
                     "acquisition": order.requested,
                     "detector": {"name": order.detector.name, **order.detector.overrides},
                     "graph": {"file": order.graph.where, "text": order.graph.text},
+                    "policies": self.policies.plain(),
                 },
                 hardware={"acquisition": hardware.plain(), "detector": described["parameters"]},
                 pipeline=self.plan.plain(),
             ),
+            policies=order.policies,
             detector=described,
-            metadata=self.order.metadata,
+            metadata=order.metadata,
             rois=self.plan.rois,
             plan=self.plan.table(),
             taps=list(self.plan.taps),

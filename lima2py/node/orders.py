@@ -14,6 +14,7 @@ import msgspec
 from lima2py.acquisition import Parameters
 from lima2py.graph.definition import GraphDefinition, parse_graph
 from lima2py.memory import Handle, RingShape
+from lima2py.policies import Policies
 from lima2py.task import RunContext
 
 
@@ -49,6 +50,7 @@ class AcquisitionOrder(msgspec.Struct, frozen=True):
     requested: dict[str, Any]
     memory: dict[str, Any]
     metadata: dict[str, Any]
+    policies: dict[str, Any]
     nodes: int
     rank: int = 0
     size: int = 1
@@ -68,6 +70,7 @@ class AcquisitionReady(msgspec.Struct, frozen=True):
     handle: Handle | None
     paths: dict[str, str]
     parameters: Parameters
+    policies: dict[str, Any]
     detector: dict[str, Any]
     metadata: dict[str, Any]
     rois: dict[str, tuple[int, int, int, int]]
@@ -137,6 +140,7 @@ def context_of(
         paths=lead.paths,
         frames_per_block=lead.ring.frames,
         rois=lead.rois,
+        policies=Policies.load(lead.policies, "policies"),
     )
 
 

@@ -21,6 +21,7 @@ from lima2py.node.orders import (
     ProcessingOrder,
     ProcessingReady,
 )
+from lima2py.policies import Policies
 from lima2py.session.launch import Child, Handle, Inside, Remote
 from lima2py.session.system import NodePlace, System
 from lima2py.transport.sockets import PrivateFolder, new_context
@@ -91,6 +92,7 @@ class Fleet:
         output: str,
         asked: Acquisition,
         metadata: Metadata,
+        policies: Policies,
     ) -> AcquisitionReady:
         """Make all nodes, which were started, ready for a run and let them meet.
 
@@ -101,6 +103,7 @@ class Fleet:
             output: the folder for the files.
             asked: what the detector shall do.
             metadata: what the user says of the experiment.
+            policies: what to do when something goes wrong.
 
         Returns:
             What the acquisition node that keeps the books answered.
@@ -119,6 +122,7 @@ class Fleet:
                 requested=asked.model_dump(mode="json", by_alias=True, exclude_unset=True),
                 memory=system.memory_of(place),
                 metadata=metadata.plain(),
+                policies=policies.plain(),
                 nodes=len(self.processing),
                 rank=rank,
                 size=len(self.acquisition),

@@ -26,6 +26,7 @@ from lima2py.frame import Frame
 from lima2py.graph.definition import GraphDefinition, load_graph, parse_graph
 from lima2py.metadata import Metadata
 from lima2py.node.life import State
+from lima2py.policies import Policies
 from lima2py.session.fleet import Fleet
 from lima2py.session.follow import Ranges, frames_of, streamed, tapped
 from lima2py.session.report import Report
@@ -92,6 +93,7 @@ class Session:
         name: str = "run",
         overrides: Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
+        policies: Mapping[str, Any] | None = None,
         **acquisition: Any,
     ) -> Acquisition:
         """Make everything ready for one run; starts the nodes the first time.
@@ -104,6 +106,8 @@ class Session:
             overrides: parameters of the graph to replace: `{"view.by": [4, 4]}`.
             metadata: the fields of `Metadata`: title, sample, instrument, user, notes, geometry;
                 they go over those of the system file, key by key.
+            policies: the fields of `Policies`, what to do when something goes wrong; they go over
+                those of the system file.
             acquisition: the fields of `Acquisition`: nb_frames, expo_time, ...
 
         Returns:
@@ -118,6 +122,7 @@ class Session:
         self._graph = definition = self._definition(graph, overrides or {})
         requested = Acquisition.load(acquisition, "acquisition")
         told = Metadata.of_run(self.system.metadata, metadata or {})
+        chosen = Policies.load({**self.system.policies.plain(), **(policies or {})}, "policies")
         check_name(name)
         if self._prepared:
             self._give_up()
@@ -133,6 +138,7 @@ class Session:
                 os.path.abspath(os.path.expanduser(output)),
                 requested,
                 told,
+                chosen,
             )
             hardware = Acquisition.load(lead.parameters.hardware["acquisition"], "acquisition")
         except BaseException:

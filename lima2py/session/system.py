@@ -9,6 +9,7 @@
       - {node: proc0}
       - {node: proc1, address: "tcp://gpu1:4711"}   # somebody started it: lima2py node processing
     memory: {ring: 2 GiB}                    # of all nodes; a node may say its own
+    policies: {overload: drop}               # what to do when something goes wrong
     metadata: {instrument: {name: ID10}}     # what is always so; a run adds its own
 
 Without any nodes everything runs in the process that opens the session. The first acquisition node
@@ -30,6 +31,7 @@ from lima2py.documents import read_yaml
 from lima2py.errors import BadParameter
 from lima2py.memory import MemorySettings
 from lima2py.metadata import Metadata, anchored
+from lima2py.policies import Policies
 from lima2py.units import Model
 
 _ADDRESS = re.compile(r"tcp://(?:\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):([1-9][0-9]{0,4})\Z")
@@ -80,6 +82,8 @@ class System(Model):
     """The processing nodes."""
     memory: MemorySettings = Field(default_factory=MemorySettings)
     """Memory and processors of all nodes that do not say otherwise."""
+    policies: Policies = Field(default_factory=Policies)
+    """What to do when something goes wrong, unless a run says otherwise."""
     metadata: Metadata = Field(default_factory=Metadata)
     """What is always so at this beamline; what is said for a run goes over it, key by key."""
 
