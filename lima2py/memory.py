@@ -1,9 +1,9 @@
-"""Memory for frames: allocators, and the ring of slots that everything in flight lies in.
+"""Memory: how a node takes it, and how others on the same host find it.
 
 Shared memory is anonymous (memfd): it has no name that could leak or be destroyed by a stranger,
 and goes back to the system when the last process that holds it ends, however it ends. Another
-process of the same user on the same host opens it through `/proc/<pid>/fd`. It is allocated
-before it is mapped, so a full host is an error here and never a SIGBUS later.
+process of the same user on the same host opens it through `/proc/<pid>/fd`. It is committed before
+it is used, so a full host is an error here and never a SIGBUS later.
 """
 
 from __future__ import annotations
@@ -14,36 +14,29 @@ import mmap
 import os
 import platform
 from abc import ABC, abstractmethod
-from collections import deque
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated
 
 import msgspec
 import numpy as np
 import psutil
-from numpy.typing import NDArray
 from pydantic import Field
 
 from lima2py.errors import LimaError
-from lima2py.frame import FrameSpec
 from lima2py.units import Bytes, Model, as_size
 
 PAGE = mmap.PAGESIZE
-BLOCK_BYTES = 8 * 2**20
-"""Small frames are gathered into blocks of up to about this size."""
-MAX_FRAMES_PER_BLOCK = 256
-BLOCK_SECONDS = 0.02
-"""Slow frames are not gathered for longer than this: neighbours shall go to several nodes."""
-BLOCKS_PER_NODE = 4
-"""Few frames are cut into at least so many blocks for each node."""
+_POPULATE_WRITE = 23
+"""MADV_POPULATE_WRITE of linux/mman.h, from Linux 5.14 on."""
 
 
 class MemorySettings(Model):
     """How a node takes its memory and which processors it uses."""
 
     ring: Annotated[Bytes, Field(ge=2**16)] = 256 * 2**20
-    """Size of the ring of an acquisition node, in bytes."""
+    """The most memory for frames in an acquisition node, in bytes; runs that are still processed
+    share it with the one that acquires."""
     locked: bool = False
     """Keep the ring in memory (mlock); refused when the limit on locked memory is too low."""
     numa_node: Annotated[int, Field(ge=0)] | None = None
@@ -66,17 +59,33 @@ class MemorySettings(Model):
 
 
 class Buffer:
-    """A piece of memory.
+    """A piece of memory, of which as much is there as was committed.
 
     Attributes:
         bytes: the memory, as an array of uint8.
         handle: how another process on this host finds it; None for private memory.
     """
 
-    def __init__(self, content: NDArray[np.uint8], handle: Handle | None = None, fd: int = -1):
-        self.bytes = content
+    def __init__(self, region: mmap.mmap, handle: Handle | None = None, fd: int = -1):
+        self.bytes = np.frombuffer(region, np.uint8)
         self.handle = handle
         self._fd = fd
+
+    def commit(self, first: int, nbytes: int) -> None:
+        """Take the memory from `first` on, so that there is no error, and no delay, later.
+
+        Raises:
+            LimaError: if there is not enough.
+        """
+        check_available(nbytes)
+        part = self.bytes[first : first + nbytes]
+        try:
+            if self._fd >= 0:
+                os.posix_fallocate(self._fd, first, nbytes)
+        except OSError as error:
+            raise _no_memory(nbytes, error) from None
+        address, size = ctypes.c_void_p(part.ctypes.data), ctypes.c_size_t(nbytes)
+        _libc().madvise(address, size, _POPULATE_WRITE)  # where it is not known: a bit later
 
     def close(self) -> None:
         """Let go of it; the memory lives on while an array of it does. May be called twice."""
@@ -97,48 +106,58 @@ class Handle(msgspec.Struct, frozen=True):
 
 
 class Allocator(ABC):
-    """Where a ring takes its memory."""
+    """Where memory comes from."""
 
     @abstractmethod
+    def reserve(self, nbytes: int) -> Buffer:
+        """Room for at least `nbytes`, aligned to pages, of which nothing is committed yet.
+
+        Raises:
+            LimaError: if there is not enough.
+        """
+
     def allocate(self, nbytes: int) -> Buffer:
         """Memory of at least `nbytes`, aligned to pages; what it holds is nobody's business.
 
         Raises:
             LimaError: if there is not enough.
         """
+        check_available(nbytes)
+        buffer = self.reserve(nbytes)
+        try:
+            buffer.commit(0, len(buffer.bytes))
+        except LimaError:
+            buffer.close()
+            raise
+        return buffer
 
 
 class Heap(Allocator):
     """Private memory of this process."""
 
-    def allocate(self, nbytes: int) -> Buffer:
+    def reserve(self, nbytes: int) -> Buffer:
         """See `Allocator`."""
-        check_available(nbytes)
         try:
-            region = mmap.mmap(
-                -1, _pages(nbytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
-            )
+            return Buffer(mmap.mmap(-1, pages(nbytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
         except OSError as error:
             raise _no_memory(nbytes, error) from None
-        return Buffer(np.frombuffer(region, np.uint8))
 
 
 class Shared(Allocator):
     """Anonymous memory that other processes of this user on this host can map."""
 
-    def allocate(self, nbytes: int) -> Buffer:
+    def reserve(self, nbytes: int) -> Buffer:
         """See `Allocator`."""
-        check_available(nbytes)
-        nbytes = _pages(nbytes)
+        nbytes = pages(nbytes)
         fd = os.memfd_create("lima2py", os.MFD_CLOEXEC)
         try:
-            os.posix_fallocate(fd, 0, nbytes)
-            region = mmap.mmap(fd, nbytes, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+            os.ftruncate(fd, nbytes)
+            region = mmap.mmap(fd, nbytes, flags=mmap.MAP_SHARED)
         except OSError as error:
             os.close(fd)
             raise _no_memory(nbytes, error) from None
         handle = Handle(host_identity(), os.getpid(), fd, os.fstat(fd).st_ino, nbytes)
-        return Buffer(np.frombuffer(region, np.uint8), handle, fd)
+        return Buffer(region, handle, fd)
 
 
 class Placed(Allocator):
@@ -148,80 +167,19 @@ class Placed(Allocator):
         self._inner = inner
         self._settings = settings
 
-    def allocate(self, nbytes: int) -> Buffer:
-        """See `Allocator`."""
-        buffer = self._inner.allocate(nbytes)
+    def reserve(self, nbytes: int) -> Buffer:
+        """See `Allocator`; memory that is locked is committed."""
+        buffer = self._inner.reserve(nbytes)
         try:
             if self._settings.numa_node is not None:
                 bind_to_numa_node(buffer, self._settings.numa_node)
             if self._settings.locked:
+                buffer.commit(0, len(buffer.bytes))
                 lock(buffer)
         except LimaError:
             buffer.close()
             raise
         return buffer
-
-
-class Spare:
-    """Memory kept from one ring for the next, if that is alike: getting it takes long."""
-
-    def __init__(self) -> None:
-        self._kept: tuple[tuple[object, ...], Buffer] | None = None
-
-    def allocator(self, kind: type[Heap | Shared], settings: MemorySettings) -> Allocator:
-        """An allocator that uses the kept memory where it can, and keeps its own when closed."""
-        return _Sparing(self, kind, settings)
-
-    def take(self, key: tuple[object, ...]) -> Buffer | None:
-        """The kept memory, if it is of this kind; any other is let go of."""
-        kept, self._kept = self._kept, None
-        if kept is None or kept[0] == key:
-            return kept and kept[1]
-        kept[1].close()
-        return None
-
-    def keep(self, key: tuple[object, ...], buffer: Buffer) -> None:
-        """Take memory back."""
-        self.close()
-        self._kept = key, buffer
-
-    def close(self) -> None:
-        """Let go of what is kept; may be called twice."""
-        if self._kept is not None:
-            self._kept[1].close()
-            self._kept = None
-
-
-class _Sparing(Allocator):
-    def __init__(self, spare: Spare, kind: type[Heap | Shared], settings: MemorySettings):
-        self._spare = spare
-        self._kind = kind
-        self._settings = settings
-
-    def allocate(self, nbytes: int) -> Buffer:
-        """See `Allocator`."""
-        key = (self._kind, self._settings, _pages(nbytes))
-        buffer = self._spare.take(key)
-        if buffer is None:
-            buffer = Placed(self._kind(), self._settings).allocate(nbytes)
-        return _Lent(buffer, self._spare, key)
-
-
-class _Lent(Buffer):
-    """Memory that goes back to where it is kept."""
-
-    def __init__(self, buffer: Buffer, spare: Spare, key: tuple[object, ...]):
-        super().__init__(buffer.bytes, buffer.handle)
-        self._back: tuple[Spare, Buffer] | None = (spare, buffer)
-        self._key = key
-
-    def close(self) -> None:
-        """See `Buffer`."""
-        if self._back is not None:
-            spare, buffer = self._back
-            self._back = None
-            spare.keep(self._key, buffer)
-        super().close()
 
 
 def check_available(nbytes: int, advice: str = "use a smaller ring") -> None:
@@ -315,124 +273,11 @@ def attach(handle: Handle) -> Buffer:
         region = mmap.mmap(fd, handle.nbytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
     finally:
         os.close(fd)
-    return Buffer(np.frombuffer(region, np.uint8), handle)
+    return Buffer(region, handle)
 
 
-class RingShape(NamedTuple):
-    """How a ring is cut: `slots` of `stride` bytes, each with room for `frames` frames."""
-
-    frames: int
-    slots: int
-    stride: int
-
-    @classmethod
-    def plan(
-        cls,
-        spec: FrameSpec,
-        ring_bytes: int,
-        *,
-        group: int = 1,
-        nb_frames: int = 0,
-        period: float = 0.0,
-        nodes: int = 1,
-    ) -> RingShape:
-        """Cut about `ring_bytes` into slots for frames of one spec.
-
-        Args:
-            spec: what a frame looks like.
-            ring_bytes: the memory to use.
-            group: frames that must stay together; a slot holds whole groups, or part of one.
-            nb_frames: frames of the acquisition, which need no more slots; 0 if endless.
-            period: shortest time from frame to frame, in seconds; a block spans little of it.
-            nodes: among which the frames are shared out; each shall have some blocks.
-
-        Raises:
-            LimaError: if not even three frames fit.
-        """
-        most = [BLOCK_BYTES // spec.nbytes, MAX_FRAMES_PER_BLOCK]
-        if period:
-            most.append(int(BLOCK_SECONDS / period))
-        if nb_frames:
-            most.append(nb_frames // (BLOCKS_PER_NODE * nodes))
-        frames = max(1, min(most))
-        while frames > 1 and _pages(frames * spec.nbytes) * 8 > ring_bytes:
-            frames //= 2
-        if frames > group:
-            frames -= frames % group
-        stride = _pages(frames * spec.nbytes)
-        slots = ring_bytes // stride
-        if nb_frames:
-            slots = min(slots, max(3, nb_frames))
-        if slots < 3:
-            raise LimaError(
-                f"a ring of {as_size(ring_bytes)} holds {slots} frames of {as_size(spec.nbytes)}"
-                f" and needs at least 3: make it {as_size(3 * stride)} or more"
-                " (memory: {ring: ...} in the system file)"
-            )
-        return cls(frames, slots, stride)
-
-    @property
-    def nbytes(self) -> int:
-        """The memory of the whole ring."""
-        return self.slots * self.stride
-
-
-class Ring:
-    """Slots for blocks of frames in one buffer. Used by one thread.
-
-    Attributes:
-        buffer: the memory.
-        shape: how it is cut.
-        peak: the largest number of slots that were in use at once.
-    """
-
-    def __init__(self, spec: FrameSpec, shape: RingShape, allocator: Allocator):
-        self.spec = spec
-        self.shape = shape
-        self.buffer = allocator.allocate(shape.nbytes)
-        self._free = deque(range(shape.slots))
-        self._views = slot_views(self.buffer, spec, shape)
-        self.peak = 0
-
-    def take(self) -> int | None:
-        """The number of a free slot, now in use; None when there is none."""
-        if not self._free:
-            return None
-        slot = self._free.popleft()
-        self.peak = max(self.peak, self.used)
-        return slot
-
-    def release(self, slot: int) -> None:
-        """Make a slot free again."""
-        self._free.append(slot)
-
-    def give_back(self, slot: int) -> None:
-        """Undo `take`: the slot was not used, and is the next one to be taken."""
-        self._free.appendleft(slot)
-
-    @property
-    def used(self) -> int:
-        """How many slots are in use."""
-        return self.shape.slots - len(self._free)
-
-    def view(self, slot: int) -> NDArray[Any]:
-        """The frames of a slot: array `(frames, *spec.shape)`."""
-        return self._views[slot]
-
-    def close(self) -> None:
-        """Let go of the memory; may be called twice."""
-        self._views = []
-        self.buffer.close()
-
-
-def slot_views(buffer: Buffer, spec: FrameSpec, shape: RingShape) -> list[NDArray[Any]]:
-    """The frames of every slot of a ring: arrays `(shape.frames, *spec.shape)`."""
-    used = shape.frames * spec.nbytes
-    slots = buffer.bytes[: shape.nbytes].reshape(shape.slots, shape.stride)[:, :used]
-    return [slot.view(spec.dtype).reshape(shape.frames, *spec.shape) for slot in slots]
-
-
-def _pages(nbytes: int) -> int:
+def pages(nbytes: int) -> int:
+    """The same in whole pages, at least one."""
     return max(1, -(-nbytes // PAGE)) * PAGE
 
 

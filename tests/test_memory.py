@@ -1,4 +1,4 @@
-"""Memory that nothing can leak, and a ring that never hands out what is in use."""
+"""Memory that nothing can leak."""
 
 from __future__ import annotations
 
@@ -7,38 +7,17 @@ import re
 import signal
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 import numpy as np
+import psutil
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from lima2py.errors import BadParameter, LimaError
-from lima2py.frame import FrameSpec
-from lima2py.memory import (
-    BLOCK_BYTES,
-    MAX_FRAMES_PER_BLOCK,
-    PAGE,
-    Allocator,
-    Buffer,
-    Handle,
-    Heap,
-    MemorySettings,
-    Placed,
-    Ring,
-    RingShape,
-    Shared,
-    Spare,
-    attach,
-    slot_views,
-)
-from lima2py.testing.strategies import specs
+from lima2py.memory import PAGE, Buffer, Handle, Heap, MemorySettings, Placed, Shared, attach
 
 ALLOCATORS = {
     "heap": Heap(),
@@ -129,6 +108,22 @@ def test_nothing_stays_open_or_mapped_and_arrays_outlive_the_buffer(name: str) -
 def test_more_than_this_host_has_is_refused_with_what_it_has(name: str) -> None:
     with pytest.raises(LimaError, match=r"TiB of memory asked, .* available .*smaller ring"):
         ALLOCATORS[name].allocate(2**60)
+
+
+@pytest.mark.parametrize("name", ["heap", "shared"])
+def test_memory_that_is_reserved_is_not_taken_before_it_is_committed(name: str) -> None:
+    before = resident()
+    buffer = ALLOCATORS[name].reserve(2**28)
+    assert resident() - before < 2**24
+    buffer.commit(2**20, 2**26)
+    buffer.bytes[2**20 : 2**20 + 2**26] = 1
+    assert 2**25 < resident() - before < 2**27
+    buffer.close()
+
+
+def resident() -> int:
+    """Bytes of this process in memory, shared ones too."""
+    return psutil.Process().memory_info().rss
 
 
 def test_private_memory_has_no_handle() -> None:
@@ -269,129 +264,3 @@ def test_settings_are_written_with_units() -> None:
     assert (settings.ring, settings.cpus) == (2**31, (0, 1))
     with pytest.raises(BadParameter, match=r"ring: should be .* 65536; given: \"1 KiB\""):
         MemorySettings.load({"ring": "1 KiB"}, "system.yaml")
-
-
-large_specs = st.builds(
-    FrameSpec.dense,
-    st.integers(1, 5000),
-    st.integers(1, 5000),
-    st.sampled_from(["u1", "u2", "f8"]),
-    bands=st.integers(1, 3),
-)
-
-
-@given(large_specs, st.integers(2**16, 2**36), st.integers(1, 3000))
-def test_a_ring_is_cut_within_its_memory(spec: FrameSpec, ring: int, group: int) -> None:
-    least = 3 * -(-spec.nbytes // PAGE) * PAGE
-    if ring < least:
-        with pytest.raises(LimaError, match="needs at least 3: make it"):
-            RingShape.plan(spec, ring, group=group)
-        ring = least
-    shape = RingShape.plan(spec, ring, group=group)
-    assert shape.nbytes == shape.slots * shape.stride <= ring
-    assert shape.slots >= 3
-    assert shape.stride % PAGE == 0
-    assert shape.stride >= shape.frames * spec.nbytes
-    assert 1 <= shape.frames <= MAX_FRAMES_PER_BLOCK
-    if shape.frames > 1:
-        assert shape.slots >= 8
-        assert shape.frames * spec.nbytes <= BLOCK_BYTES
-    assert shape.frames < group or shape.frames % group == 0
-
-
-def test_small_frames_travel_together_and_large_ones_alone() -> None:
-    assert RingShape.plan(FrameSpec.dense(64, 64, "u2"), 2**28).frames == 256
-    assert RingShape.plan(FrameSpec.dense(8, 8, "u1"), 2**28).frames == MAX_FRAMES_PER_BLOCK
-    assert RingShape.plan(FrameSpec.dense(2048, 2048, "u2"), 2**28) == (1, 32, 2**23)
-
-
-@pytest.mark.parametrize(("group", "frames"), [(2, 256), (10, 250), (200, 200), (1000, 256)])
-def test_small_groups_travel_together_too(group: int, frames: int) -> None:
-    assert RingShape.plan(FrameSpec.dense(64, 64, "u2"), 2**28, group=group).frames == frames
-
-
-@settings(max_examples=30)
-@given(specs(), st.sampled_from(list(ALLOCATORS.values())))
-def test_slots_do_not_overlap(spec: FrameSpec, allocator: Allocator) -> None:
-    ring = Ring(spec, RingShape.plan(spec, 2**16), allocator)
-    for slot in range(ring.shape.slots):
-        view = ring.view(slot)
-        assert view.shape == (ring.shape.frames, *spec.shape)
-        assert view.dtype == spec.dtype
-        view.view(np.uint8)[:] = slot + 1
-    for slot, same in enumerate(slot_views(ring.buffer, spec, ring.shape)):
-        assert (same.view(np.uint8) == slot + 1).all()
-    del view, same
-    ring.close()
-    ring.close()
-
-
-class RingMachine(RuleBasedStateMachine):
-    """A ring against a plain list of the slots that are in use."""
-
-    @initialize(slots=st.integers(3, 6))
-    def build(self, slots: int) -> None:
-        spec = FrameSpec.dense(4, 4, "u2")
-        self.ring = Ring(spec, RingShape(1, slots, PAGE), Heap())
-        self.in_use: deque[int] = deque()
-        self.peak = 0
-
-    @rule()
-    def take(self) -> None:
-        slot = self.ring.take()
-        if slot is None:
-            assert len(self.in_use) == self.ring.shape.slots
-            return
-        assert 0 <= slot < self.ring.shape.slots
-        assert slot not in self.in_use
-        self.in_use.append(slot)
-        self.peak = max(self.peak, len(self.in_use))
-
-    @precondition(lambda self: self.in_use)
-    @rule(data=st.data())
-    def release(self, data: st.DataObject) -> None:
-        slot = data.draw(st.sampled_from(sorted(self.in_use)))
-        self.in_use.remove(slot)
-        self.ring.release(slot)
-
-    @precondition(lambda self: self.in_use)
-    @rule()
-    def give_back_and_take_again(self) -> None:
-        slot = self.in_use[-1]
-        self.ring.give_back(slot)
-        assert self.ring.take() == slot
-
-    @invariant()
-    def counts_what_is_in_use(self) -> None:
-        assert self.ring.used == len(self.in_use)
-        assert self.ring.peak == self.peak
-
-    def teardown(self) -> None:
-        if hasattr(self, "ring"):
-            self.ring.close()
-
-
-RingMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30)
-TestARingNeverHandsOutASlotInUse = RingMachine.TestCase
-
-
-def test_memory_that_was_given_back_is_given_out_again() -> None:
-    spare = Spare()
-    allocator = spare.allocator(Shared, MemorySettings())
-    first = allocator.allocate(100_000)
-    handle = first.handle
-    first.bytes[:3] = 7
-    first.close()
-    first.close()
-    again = allocator.allocate(100_000)
-    assert again.handle == handle
-    other = allocator.allocate(100_000)
-    assert other.handle != handle, "one that is in use is nobody else's"
-    again.close()
-    other.close()
-    larger = allocator.allocate(200_000)
-    assert larger.bytes.nbytes >= 200_000
-    larger.close()
-    assert spare.allocator(Heap, MemorySettings()).allocate(200_000).handle is None
-    spare.close()
-    spare.close()
