@@ -44,7 +44,15 @@ class NodeError(LimaError):
 
 
 class ProtocolError(LimaError):
-    """A message that is malformed, foreign or of another version."""
+    """A message that is malformed, foreign or of another version.
+
+    Attributes:
+        reason: in a word, by which such messages are counted.
+    """
+
+    def __init__(self, text: str, reason: str = "malformed"):
+        super().__init__(text)
+        self.reason = reason
 
 
 class StorageError(LimaError):
@@ -62,7 +70,8 @@ def in_words(error: BaseException) -> str:
 def to_wire(error: BaseException) -> tuple[str, str]:
     """Name and text of an error, to be sent to another process."""
     kind = type(error) if isinstance(error, LimaError) else NodeError
-    return kind.__name__, in_words(error)
+    text = in_words(error).encode(errors="backslashreplace")  # names of files need not be UTF-8
+    return kind.__name__, text.decode()
 
 
 def from_wire(name: str, text: str) -> LimaError:

@@ -1,18 +1,21 @@
 """Commands to a node and its answers, over ROUTER and DEALER.
 
-A request is `LIMA`, a version byte and msgpack `[id, command, parameters]`; an answer carries the
-same id and either a result or the name and text of an error, which is raised where it was asked.
-`ping` is answered by the loop itself, so it is a heartbeat: it says that the node's Python runs,
-whatever command is being worked on.
+A request is sealed like every message, and is msgpack `[id, command, parameters]`; an answer
+carries the same id and either a result or the name and text of an error, which is raised where it
+was asked. A request of another version is answered with what both versions are.
+`ping` is answered by the loop itself: it says that the node is there, whatever command is being
+worked on.
 """
 
 from __future__ import annotations
 
+import inspect
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -26,11 +29,15 @@ from lima2py.errors import (
     from_wire,
     to_wire,
 )
+from lima2py.transport.guard import Guard
+from lima2py.transport.refusals import Refusals
 from lima2py.transport.sockets import bind, connect, new_socket
-from lima2py.transport.wire import MAGIC, VERSION, check_prefix
+from lima2py.transport.wire import seal, unseal
 
-_PREFIX = MAGIC + bytes([VERSION])
 _LARGEST = 2**30  # answers may carry frames of a tap
+_LARGEST_REQUEST = 4 * 2**20
+_MOST_WAITING = 1000
+_BUSY = f"{_MOST_WAITING} commands wait to be worked on: no more are taken"
 _TICK_MS = 100
 
 log = logging.getLogger(__name__)
@@ -66,6 +73,10 @@ class Server:
         commands: by name, functions of keyword arguments whose results msgpack can say. They run
             one after the other in a thread of their own.
         quick: like `commands`, but answered at once by the loop: nothing that waits.
+
+    Attributes:
+        address: where it listens.
+        refused: what was no request.
     """
 
     def __init__(
@@ -75,8 +86,14 @@ class Server:
         commands: Mapping[str, Callable[..., Any]],
         quick: Mapping[str, Callable[..., Any]],
     ):
-        self._socket = new_socket(context, zmq.ROUTER, hwm=1000)
-        self.address = bind(self._socket, address)
+        self._socket = new_socket(context, zmq.ROUTER, hwm=1000, largest=_LARGEST_REQUEST)
+        try:
+            self.address = bind(self._socket, address)
+        except BaseException:
+            self._socket.close()
+            raise
+        self.refused = Refusals("a request")
+        self._guard = Guard([self.address], 2 * _LARGEST_REQUEST, self.refused)
         self._commands = commands
         self._quick = {"ping": lambda: None, **quick}
         self._wake = new_socket(context, zmq.PULL, hwm=1000)
@@ -87,7 +104,6 @@ class Server:
         self._waking = threading.Lock()
         self._stopping = threading.Event()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="commands")
-        self.refused = 0
 
     def serve(self) -> None:
         """Answer until `stop`; then close."""
@@ -109,6 +125,7 @@ class Server:
                 pending = waiting
         finally:
             self._worker.shutdown(wait=True, cancel_futures=True)
+            self._guard.close()
             for socket in (self._socket, self._waker, self._wake):
                 socket.close(linger=500)
 
@@ -117,26 +134,30 @@ class Server:
         self._stopping.set()
 
     def _receive(self, pending: list[tuple[bytes, int, Future[Any]]]) -> None:
-        parts = self._socket.recv_multipart()
+        frames = self._socket.recv_multipart(copy=False)
+        self._guard.took(frames[-1])
+        peer = frames[0].bytes
         try:
-            if len(parts) != 2:
-                raise ProtocolError(f"a request of {len(parts)} parts")
-            request = _requests.decode(check_prefix(parts[1]))
-        except (ProtocolError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-            self.refused += 1
-            if self.refused == 1:
-                log.warning("refused a request that is none of ours: %s", error)
+            request = request_of([frame.buffer for frame in frames[1:]])
+        except ProtocolError as error:
+            self.refused.note(error)
+            if error.reason == "version":  # it is one of ours, who should know what we are
+                self._answer(peer, 0, partial(_raise, error))
             return
         if (quick := self._quick.get(request.command)) is not None:
-            self._answer(parts[0], request.id, lambda: quick(**request.parameters))
-        elif (command := self._commands.get(request.command)) is not None:
-            future = self._worker.submit(command, **request.parameters)
-            pending.append((parts[0], request.id, future))
-            future.add_done_callback(self._wake_up)
+            self._answer(peer, request.id, partial(_obey, quick, request))
+        elif (command := self._commands.get(request.command)) is None:
+            self._answer(peer, request.id, partial(_raise, self._unknown(request)))
+        elif len(pending) == _MOST_WAITING:
+            self._answer(peer, request.id, partial(_raise, NodeError(_BUSY)))
         else:
-            known = ", ".join(sorted({*self._commands, *self._quick}))
-            unknown = NodeError(f'there is no command "{request.command}" (known: {known})')
-            self._send(parts[0], Answer(request.id, None, to_wire(unknown)))
+            future = self._worker.submit(_obey, command, request)
+            pending.append((peer, request.id, future))
+            future.add_done_callback(self._wake_up)
+
+    def _unknown(self, request: Request) -> NodeError:
+        known = ", ".join(sorted({*self._commands, *self._quick}))
+        return NodeError(f'there is no command "{request.command[:100]}" (known: {known})')
 
     def _wake_up(self, _: Future[Any]) -> None:
         with self._waking:  # from the worker, or from the loop when it was quicker
@@ -144,15 +165,35 @@ class Server:
 
     def _answer(self, peer: bytes, number: int, result: Callable[[], Any]) -> None:
         try:
-            answer = Answer(number, result())
+            sent = seal(_encoder.encode(Answer(number, result())))
         except Exception as error:  # whatever it is, it belongs to the one who asked
             if not isinstance(error, LimaError):
                 log.exception("a command failed")
-            answer = Answer(number, None, to_wire(error))
-        self._send(peer, answer)
+            sent = seal(_encoder.encode(Answer(number, None, to_wire(error))))
+        self._socket.send_multipart([peer, sent])
 
-    def _send(self, peer: bytes, answer: Answer) -> None:
-        self._socket.send_multipart([peer, _PREFIX + _encoder.encode(answer)])
+
+def _raise(error: LimaError) -> None:
+    raise error
+
+
+def _obey(command: Callable[..., Any], request: Request) -> Any:
+    try:
+        inspect.signature(command).bind(**request.parameters)
+    except TypeError as error:
+        raise BadParameter(f"{request.command}: {error}") from None
+    return command(**request.parameters)
+
+
+def request_of(parts: Sequence[bytes | memoryview]) -> Request:
+    """The request in the parts that follow the peer's identity."""
+    if len(parts) != 1:
+        raise ProtocolError(f"a request of {len(parts)} parts", "parts")
+    content = unseal(parts[0])
+    try:
+        return _requests.decode(content)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError(f"a malformed request: {error}") from None
 
 
 class Client:
@@ -195,6 +236,7 @@ class Client:
 
         Raises:
             NodeError: when no answer came in time.
+            ProtocolError: when the answer is none of ours, or of another version.
             LimaError: what the command raised in the node.
         """
         with self._lock:
@@ -209,14 +251,17 @@ class Client:
                 ) from None
             if self._socket.closed:
                 raise NodeError(f"node {self.who}: this session is closed")
-            self._socket.send(_PREFIX + request)
+            try:
+                self._socket.send(seal(request), zmq.NOBLOCK)
+            except zmq.Again:
+                raise NodeError(f"node {self.who} at {self.address} takes nothing") from None
             deadline = time.monotonic() + timeout
             while (left := deadline - time.monotonic()) > 0:
                 if alive is not None:
                     alive()
                 if not self._socket.poll(int(min(left, 0.1) * 1000) + 1):
                     continue
-                answer = _answers.decode(check_prefix(self._socket.recv()))
+                answer = self._answer(self._socket.recv())
                 if answer.id != number:
                     continue  # too late for somebody who gave up
                 if answer.error is not None:
@@ -225,6 +270,13 @@ class Client:
             raise NodeError(
                 f"node {self.who} at {self.address} did not answer {command} within {timeout:g} s"
             )
+
+    def _answer(self, sent: bytes) -> Answer:
+        try:
+            return _answers.decode(unseal(sent))
+        except (ProtocolError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            said = f"node {self.who} at {self.address} sent {error}"
+            raise ProtocolError(said) from None
 
     def close(self) -> None:
         """Close the socket; may be called twice."""

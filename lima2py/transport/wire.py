@@ -1,17 +1,21 @@
 """The messages between nodes, as bytes and back; no sockets here.
 
-Every message is one header, `LIMA`, a version byte and msgpack; a block whose pixels do not lie in
-shared memory has them as a second part; of encoded frames that is only the bytes that are used, one
-frame after the other. Nothing that arrives is trusted: a header that is not of
-this shape and version is a `ProtocolError`, and there is no pickle anywhere.
+Every message is one header: `LIMA`, a version byte, the CRC-32 of the rest and msgpack; a block
+whose pixels do not lie in shared memory has them as a second part; of encoded frames that is only
+the bytes that are used, one frame after the other. Nothing that arrives is trusted: a header that
+is not of this shape and version is a `ProtocolError`, and there is no pickle anywhere.
 
     acquisition → processing    Start  Block*  Last  Block*  End    (PUSH → PULL, one socket each)
-    processing → acquisition    Done*  Statistics*  StopRequest*  Closed    (PUSH → PULL)
+    processing → acquisition    (Done | Beat | Statistics | StopRequest)*  Closed    (PUSH → PULL)
     acquisition → acquisition   Account                    (to the first one, which keeps the books)
 """
 
 from __future__ import annotations
 
+import math
+import re
+import struct
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -22,8 +26,14 @@ from lima2py.errors import ProtocolError
 from lima2py.frame import SIZES, Absence, Array, Block, Fate, FrameSpec
 
 MAGIC = b"LIMA"
-VERSION = 3
+VERSION = 4
 _PREFIX = MAGIC + bytes([VERSION])
+_CRC = struct.Struct("<I")
+_HEAD = len(_PREFIX) + _CRC.size
+_DTYPE = re.compile(r"[<>|][biuf][1248]")
+_MOST_COLUMNS = 256
+_END = 2**62
+"""No frame has a number as high as this: there is room to add."""
 
 Columns = dict[str, tuple[str, bytes]]
 AbsentRange = tuple[int, int, int, str, str]
@@ -40,7 +50,10 @@ class Start(msgspec.Struct, tag="start", frozen=True):
 
 
 class BlockMessage(msgspec.Struct, tag="block", frozen=True):
-    """Frames `index .. index + count - 1`; they lie in slot `slot`, or follow if that is -1."""
+    """Frames `index .. index + count - 1`; they lie in slot `slot`, or follow if that is -1.
+
+    In the slot they begin at its frame `offset`.
+    """
 
     run: str
     source: int
@@ -50,13 +63,18 @@ class BlockMessage(msgspec.Struct, tag="block", frozen=True):
     slot: int
     absences: list[AbsentRange]
     columns: Columns
+    acquired_at: float = math.nan
+    """When it was complete in the ring, seconds since 1970 by the clock of the sender."""
+    offset: int = 0
 
 
 class Last(msgspec.Struct, tag="last", frozen=True):
-    """Every frame has been sent; only those of a node that is lost now are sent once more."""
+    """Every frame has been acquired; those that wait, or that a lost node had, are sent yet."""
 
     run: str
     source: int
+    end: int
+    """Follows the last frame of this acquisition node: a group may be shorter than the others."""
 
 
 class End(msgspec.Struct, tag="end", frozen=True):
@@ -102,6 +120,8 @@ class Closed(msgspec.Struct, tag="closed", frozen=True):
     files: dict[str, list[str]]
     errors: list[str]
     remarks: list[str]
+    discarded: bool = False
+    """Whether an acquisition node told it to discard the run."""
 
 
 class Statistics(msgspec.Struct, tag="statistics", frozen=True):
@@ -114,6 +134,21 @@ class Statistics(msgspec.Struct, tag="statistics", frozen=True):
     """Frames that passed, per second."""
     busy: dict[str, float]
     """By group of tasks, the share of the time it took."""
+    cpu: float
+    """Cores that its process keeps busy."""
+    memory: int
+    """Private memory of its process, in bytes."""
+
+
+class Beat(msgspec.Struct, tag="beat", frozen=True):
+    """A processing node's Python lives: several times a second, from a thread of its own."""
+
+    run: str
+    node: int
+    incarnation: str
+    at: tuple[int, int, float]
+    """What it is at: acquisition node, first frame of the block, for how many seconds; see
+    `board.At`."""
 
 
 class StopRequest(msgspec.Struct, tag="stop", frozen=True):
@@ -136,43 +171,55 @@ class Account(msgspec.Struct, tag="account", frozen=True):
     logs: Mapping[str, Logged]
 
 
-Message = Start | BlockMessage | Last | End | Done | Statistics | StopRequest | Closed | Account
+Message = (
+    Start | BlockMessage | Last | End | Done | Beat | Statistics | StopRequest | Closed | Account
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
 
 
-def encode(message: Message) -> bytes:
-    """A message as bytes."""
-    return _PREFIX + _encoder.encode(message)
+def seal(content: bytes) -> bytes:
+    """What is sent for some msgpack: with the magic, the version and the checksum in front."""
+    return b"".join((_PREFIX, _CRC.pack(zlib.crc32(content)), content))
 
 
-def check_prefix(content: bytes | memoryview) -> memoryview:
-    """What follows the magic and the version.
+def unseal(sent: bytes | memoryview) -> memoryview:
+    """The msgpack in what was sent.
 
     Raises:
-        ProtocolError: if they are not there, or the version is another one.
+        ProtocolError: if it is none of ours, of another version, or was damaged.
     """
-    view = memoryview(content)
-    if bytes(view[:4]) != MAGIC or len(view) < 6:
-        raise ProtocolError("a message that is not lima2py's")
-    if view[4] != VERSION:
+    content = memoryview(sent)[_HEAD:]
+    head = bytes(sent[:_HEAD])
+    if head == _PREFIX + _CRC.pack(zlib.crc32(content)):
+        return content
+    if not head.startswith(MAGIC) or len(head) == len(MAGIC):
+        raise ProtocolError("a message that is not lima2py's", "foreign")
+    if not head.startswith(_PREFIX):
         raise ProtocolError(
-            f"a message of protocol version {view[4]}; this node speaks {VERSION}:"
-            " install the same lima2py on every host"
+            f"a message of protocol version {head[len(MAGIC)]}, where version {VERSION} is spoken:"
+            " install the same lima2py on every host",
+            "version",
         )
-    return view[5:]
+    raise ProtocolError("a message that was damaged on its way", "damaged")
 
 
-def decode(content: bytes | memoryview) -> Message:
+def encode(message: Message) -> bytes:
+    """A message as bytes."""
+    return seal(_encoder.encode(message))
+
+
+def decode(sent: bytes | memoryview) -> Message:
     """The message in some bytes.
 
     Raises:
         ProtocolError: if they are not a message of this version.
     """
+    content = unseal(sent)
     try:
-        return _decoder.decode(check_prefix(content))
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        return _decoder.decode(content)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"a malformed message: {error}") from None
 
 
@@ -194,16 +241,18 @@ def unpack_absences(ranges: Iterable[AbsentRange], count: int) -> dict[int, Abse
     """The absences in ranges, by offset.
 
     Raises:
-        ProtocolError: if a range reaches beyond `count` frames or its cause is unknown.
+        ProtocolError: if ranges reach beyond `count` frames, overlap, or a cause is unknown.
     """
     absences: dict[int, Absence] = {}
+    named = 0
     for first, length, cause, who, detail in ranges:
-        if first < 0 or length < 0 or first + length > count:
-            raise ProtocolError(f"absences {first}+{length} in a block of {count} frames")
+        named += length
+        if first < 0 or length < 1 or first + length > count or named > count:
+            raise ProtocolError(f"absences {first}+{length} in a block of {count} frames", "block")
         try:
             said = Absence(Fate(cause), who, detail)
         except ValueError:
-            raise ProtocolError(f"unknown fate {cause}") from None
+            raise ProtocolError(f"unknown fate {cause}", "block") from None
         absences.update(dict.fromkeys(range(first, first + length), said))
     return absences
 
@@ -219,14 +268,19 @@ def unpack_columns(columns: Columns, count: int) -> dict[str, Array]:
     Raises:
         ProtocolError: if one is not `count` numbers.
     """
+    if len(columns) > _MOST_COLUMNS:
+        raise ProtocolError(f"{len(columns)} columns; at most {_MOST_COLUMNS} are taken", "block")
     unpacked: dict[str, Array] = {}
     for name, (dtype, content) in columns.items():
+        if not _DTYPE.fullmatch(dtype):
+            raise ProtocolError(f"column {name}: {dtype[:20]} is no type of numbers", "block")
         try:
             values = np.frombuffer(content, dtype)
         except (TypeError, ValueError) as error:
-            raise ProtocolError(f"column {name}: {error}") from None
-        if values.dtype.kind not in "biuf" or len(values) != count:
-            raise ProtocolError(f"column {name}: {len(values)} × {dtype} for {count} frames")
+            raise ProtocolError(f"column {name}: {error}", "block") from None
+        if len(values) != count:
+            text = f"column {name}: {len(values)} × {dtype} for {count} frames"
+            raise ProtocolError(text, "block")
         unpacked[name] = values
     return unpacked
 
@@ -239,14 +293,19 @@ def content_of(block: Block) -> memoryview:
     return data.reshape(-1).view(np.uint8).data
 
 
-def _spread(sizes: Array | None, content: Any, spec: FrameSpec) -> Array:
+def _sizes(columns: Mapping[str, Array]) -> Array:
+    sizes = columns.get(SIZES)
+    if sizes is None or sizes.dtype.kind != "u":
+        raise ProtocolError("encoded frames without their sizes", "block")
+    return sizes
+
+
+def _spread(sizes: Array, content: Any, spec: FrameSpec) -> Array:
     """Encoded frames, each in its place again."""
     packed = np.frombuffer(content, np.uint8)
-    if sizes is None or sizes.dtype.kind != "u":
-        raise ProtocolError("encoded frames without their sizes")
     used = np.minimum(sizes, spec.nbytes).astype(np.int64)
     if used.sum() != len(packed):
-        raise ProtocolError(f"{len(packed)} bytes of encoded frames, not {used.sum()}")
+        raise ProtocolError(f"{len(packed)} bytes of encoded frames, not {used.sum()}", "block")
     spread = np.empty((len(used), *spec.shape), np.uint8)
     ends = np.cumsum(used)
     for room, first, end in zip(spread, ends - used, ends, strict=True):
@@ -254,35 +313,67 @@ def _spread(sizes: Array | None, content: Any, spec: FrameSpec) -> Array:
     return spread
 
 
-def block_of(message: BlockMessage, spec: FrameSpec, content: Any) -> Block:
+def block_of(message: BlockMessage, spec: FrameSpec, room: int, content: Any) -> Block:
     """The block a message announces.
 
     Args:
         message: its header.
         spec: what its frames look like.
+        room: the most frames of a block.
         content: their pixels: an array `(>= count, *spec.shape)`, a buffer with what `content_of`
             gave, or None when all are absent.
 
     Raises:
         ProtocolError: if the pixels do not fit the spec and the count.
     """
-    if message.count < 1 or message.index < 0:
-        raise ProtocolError(f"a block of {message.count} frames from {message.index} on")
-    absences = unpack_absences(message.absences, message.count)
-    columns = unpack_columns(message.columns, message.count)
+    count, index = message.count, message.index
+    if not (1 <= count <= room and 0 <= index < _END):
+        text = f"a block of {count} frames from {index} on, where {room} have room"
+        raise ProtocolError(text, "block")
+    absences = unpack_absences(message.absences, count)
+    columns = unpack_columns(message.columns, count)
     if content is None:
-        if len(absences) < message.count:
-            raise ProtocolError("a block without pixels whose frames are not all absent")
-    elif not isinstance(content, np.ndarray) and spec.kind == "encoded":
-        content = _spread(columns.get(SIZES), content, spec)
-    elif not isinstance(content, np.ndarray):
-        wanted = message.count * spec.nbytes
-        if memoryview(content).nbytes != wanted:
-            raise ProtocolError(f"{memoryview(content).nbytes} bytes of pixels, not {wanted}")
-        content = np.frombuffer(content, spec.dtype).reshape(message.count, *spec.shape)
-    elif message.count > len(content):
-        raise ProtocolError(f"{message.count} frames in a slot of {len(content)}")
+        if len(absences) < count:
+            raise ProtocolError("a block without pixels whose frames are not all absent", "block")
+    elif isinstance(content, np.ndarray):
+        if spec.kind == "encoded":
+            _sizes(columns)
+        if count > len(content):
+            raise ProtocolError(f"{count} frames in a slot of {len(content)}", "block")
+        content = content[:count]
+    elif spec.kind == "encoded":
+        content = _spread(_sizes(columns), content, spec)
     else:
-        content = content[: message.count]
+        wanted, given = count * spec.nbytes, memoryview(content).nbytes
+        if given != wanted:
+            raise ProtocolError(f"{given} bytes of pixels, not {wanted}", "block")
+        content = np.frombuffer(content, spec.dtype).reshape(count, *spec.shape)
     origin = (message.source, message.epoch)
-    return Block(spec, message.index, message.count, content, absences, columns, origin)
+    return Block(spec, index, count, content, absences, columns, origin, message.acquired_at)
+
+
+def check_done(done: DoneBlock, index: int, count: int, spans: Sequence[int]) -> None:
+    """Refuse a report that cannot be about a block.
+
+    Args:
+        done: the report.
+        index: first frame of the block.
+        count: how many frames it has.
+        spans: for every sink of the plan, how many frames one of its rows stands for.
+
+    Raises:
+        ProtocolError: if it names other frames, rows or sinks than there are.
+    """
+    if done.count != count or len(done.rows) != len(spans):
+        text = f"a report on {done.count} frames in {len(done.rows)} sinks, of {count}"
+        raise ProtocolError(text, "block")
+    if not all(-1 <= row < _END for row in done.rows):
+        raise ProtocolError("a report with rows that cannot be", "block")
+    by_track: dict[int, list[AbsentRange]] = {}
+    for track, part in done.absences:
+        by_track.setdefault(track, []).append(part)
+    for track, parts in by_track.items():
+        if not 0 <= track <= len(spans):
+            raise ProtocolError(f"a report on sink {track} of {len(spans)}", "block")
+        span = spans[track - 1] if track else 1
+        unpack_absences(parts, (index + count) // span - index // span)

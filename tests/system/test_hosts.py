@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from lima2py.errors import NodeError
@@ -105,6 +106,26 @@ def test_compressed_frames_reach_a_node_on_another_host(tmp_path: Path, node: St
         report = session.wait(60)
     assert report.saved == 1000
     assert_verifiable(report.masters["raw"], (128, 96))
+
+
+def test_a_node_that_falls_silent_between_two_runs_is_named_and_may_come_back(
+    tmp_path: Path, node: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lima2py.session.launch.MEETING_TIMEOUT", 0.5)
+    system = system_of(processing=[{"node": "proc0", "address": node("processing", "proc0")}],
+                       acquisition=[{"node": "acq0"}])  # fmt: skip
+    (elsewhere,) = (one for one in psutil.Process().children() if "proc0" in one.cmdline())
+    with Session.open(system) as session:
+        session.prepare(nb_frames=10, graph="save_raw", output=tmp_path, name="one")
+        elsewhere.suspend()
+        try:
+            with pytest.raises(NodeError, match=r"proc0 .* did not answer .*; start it on its"):
+                session.prepare(nb_frames=10, graph="save_raw", output=tmp_path, name="two")
+        finally:
+            elsewhere.resume()
+        session.prepare(nb_frames=10, expo_time=1e-4, graph="save_raw", output=tmp_path, name="two")
+        session.start()
+        assert session.wait(30).saved == 10
 
 
 def test_a_node_of_the_wrong_kind_is_refused_by_name(tmp_path: Path, node: Start) -> None:

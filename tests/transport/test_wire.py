@@ -24,7 +24,7 @@ logged = st.tuples(
 )
 messages = st.one_of(
     st.builds(wire.Start, st.text(), st.integers(0, 9)),
-    st.builds(wire.Last, st.text(), st.integers(0, 9)),
+    st.builds(wire.Last, st.text(), st.integers(0, 9), st.integers(0, 99)),
     st.builds(wire.End, st.text(), st.integers(0, 9), st.booleans()),
     st.builds(
         wire.Statistics,
@@ -33,6 +33,8 @@ messages = st.one_of(
         st.text(),
         st.floats(allow_nan=False),
         st.dictionaries(st.text(), st.floats(allow_nan=False)),
+        st.floats(allow_nan=False),
+        st.integers(0, 2**40),
     ),
     st.builds(
         wire.Account,
@@ -68,7 +70,7 @@ def test_random_bytes_are_refused(content: bytes) -> None:
 @given(st.binary(max_size=200))
 def test_random_bytes_behind_the_magic_are_refused(content: bytes) -> None:
     with pytest.raises(ProtocolError):
-        wire.decode(wire.MAGIC + bytes([wire.VERSION]) + content)
+        wire.decode(wire.seal(content))
 
 
 @given(messages, st.data())
@@ -88,7 +90,7 @@ def test_a_changed_message_is_refused_or_is_another_message(
 def test_another_version_is_refused_with_both_versions() -> None:
     content = bytearray(wire.encode(wire.Start("r", 0)))
     content[4] = 9
-    with pytest.raises(ProtocolError, match=f"version 9; this node speaks {wire.VERSION}:"):
+    with pytest.raises(ProtocolError, match=f"version 9, where version {wire.VERSION} is spoken:"):
         wire.decode(bytes(content))
 
 
@@ -122,6 +124,7 @@ def _message(block: Block) -> wire.BlockMessage:
         -1,
         wire.pack_absences(block.absences),
         wire.pack_columns(block.columns),
+        block.acquired_at,
     )
 
 
@@ -129,9 +132,11 @@ def _message(block: Block) -> wire.BlockMessage:
 def test_a_block_comes_back_as_it_was(count: int, index: int) -> None:
     data = np.arange(count * 12, dtype=np.uint16).reshape(count, 1, 3, 4)
     gone = {0: Absence(Fate.CORRUPT, "plugin", "crc")} if count > 1 else {}
-    block = Block(SPEC, index, count, data, gone, {"timestamp": np.linspace(0, 1, count)}, (1, 2))
-    back = wire.block_of(_message(block), SPEC, data.tobytes())
+    columns = {"timestamp": np.linspace(0, 1, count)}
+    block = Block(SPEC, index, count, data, gone, columns, (1, 2), 1.7e9)
+    back = wire.block_of(_message(block), SPEC, 20, data.tobytes())
     assert (back.index, back.count, back.absences, back.origin) == (index, count, gone, (1, 2))
+    assert back.acquired_at == 1.7e9
     assert back.data is not None
     np.testing.assert_array_equal(back.data, data)
     np.testing.assert_array_equal(back.columns["timestamp"], block.columns["timestamp"])
@@ -141,15 +146,15 @@ def test_a_block_comes_back_as_it_was(count: int, index: int) -> None:
 def test_pixels_of_the_wrong_size_are_refused(wrong: bytes) -> None:
     block = Block(SPEC, 0, 1, np.zeros((1, 1, 3, 4), np.uint16))
     with pytest.raises(ProtocolError, match="not 24"):
-        wire.block_of(_message(block), SPEC, wrong)
+        wire.block_of(_message(block), SPEC, 20, wrong)
 
 
 def test_missing_pixels_are_refused_unless_all_are_absent() -> None:
     block = Block(SPEC, 0, 2, np.zeros((2, 1, 3, 4), np.uint16))
     with pytest.raises(ProtocolError, match="without pixels"):
-        wire.block_of(_message(block), SPEC, None)
+        wire.block_of(_message(block), SPEC, 20, None)
     gone = Block.absent(SPEC, 0, 2, Absence(Fate.DETECTOR_GAP, "x"))
-    assert wire.block_of(_message(gone), SPEC, None).data is None
+    assert wire.block_of(_message(gone), SPEC, 20, None).data is None
 
 
 @pytest.mark.parametrize(
@@ -169,13 +174,13 @@ def test_encoded_frames_travel_as_the_bytes_that_are_used(sizes: list[int], seed
     assert content.nbytes == sum(sizes)
     packed = wire.pack_columns(block.columns)
     message = wire.BlockMessage("r", 0, 0, 5, len(sizes), -1, [], packed)
-    found = wire.block_of(message, FrameSpec.from_plain(spec.plain()), bytes(content))
+    found = wire.block_of(message, FrameSpec.from_plain(spec.plain()), 6, bytes(content))
     assert found.spec == spec
     for offset, size in enumerate(sizes):
         assert bytes(found.payload(offset)) == bytes(data[offset, :size])
     for wrong in (bytes(content) + b"x", bytes(content)[:-1] if sum(sizes) else b"y"):
         with pytest.raises(ProtocolError, match="bytes of encoded frames"):
-            wire.block_of(message, spec, wrong)
+            wire.block_of(message, spec, 6, wrong)
 
 
 @pytest.mark.parametrize("columns", [{}, {SIZES: np.array([-1, 5])}, {SIZES: np.array([2.0, 2.0])}])
@@ -183,4 +188,4 @@ def test_encoded_frames_without_their_sizes_are_refused(columns: dict[str, Array
     spec = FrameSpec.encoded(SPEC, "bslz4", 12)
     message = wire.BlockMessage("r", 0, 0, 0, 2, -1, [], wire.pack_columns(columns))
     with pytest.raises(ProtocolError, match="without their sizes"):
-        wire.block_of(message, spec, b"1234")
+        wire.block_of(message, spec, 2, b"1234")
