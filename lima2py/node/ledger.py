@@ -7,7 +7,7 @@ bytes a frame: the only thing that grows with the length of a run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -22,6 +22,9 @@ from lima2py.transport.wire import AbsentRange, DoneBlock, pack_absences, unpack
 
 MAX_DETAILS = 100_000
 """The most absences of a track whose words are kept; the causes are kept for all."""
+
+KEPT_RANGES = 1000
+"""The most ranges of absent frames in a report; files have all of them."""
 
 
 class _Track:
@@ -62,13 +65,14 @@ class Ledger:
         self.sinks = list(sinks)
         self.nb_frames = nb_frames
         check_available(
-            nb_frames * (2 + 9 * (1 + len(self.sinks))),
+            nb_frames * (3 + 9 * (1 + len(self.sinks))),
             f"a ledger has a line for each of {nb_frames} frames: ask for fewer, or 0 and stop it",
         )
         self.settled = 0
         self.end = 0
         self._length = nb_frames or 4096
         self._node = np.full(self._length, -1, np.int16)
+        self._attempts = np.zeros(self._length, np.uint8)
         self._tracks = [_Track(self._length, span) for span in (1, *sinks.values())]
         self._counts: dict[int, int] = {}
 
@@ -83,14 +87,16 @@ class Ledger:
         if end > self._length:
             self._length = max(end, 2 * self._length)
             self._node = _grown(self._node, self._length, -1)
+            self._attempts = _grown(self._attempts, self._length, 0)
             for track in self._tracks:
                 track.grow(self._length)
 
-    def settle(self, done: DoneBlock, node: int) -> None:
-        """Write down what became of the frames of a block."""
+    def settle(self, done: DoneBlock, node: int, attempts: int = 1) -> None:
+        """Write down what became of the frames of a block, which was given to a node so often."""
         first, count = done.index, done.count
         part = slice(first, first + count)
         self._node[part] = node
+        self._attempts[part] = min(attempts, 255)
         for track in self._tracks:
             track.fate[track.lines(first, count)] = Fate.SAVED
         for track, row in zip(self._tracks[1:], done.rows, strict=True):
@@ -118,6 +124,9 @@ class Ledger:
             for index in open_ones[:MAX_DETAILS].tolist():
                 track.note(index, said)
             track.fate[open_ones] = said.cause
+        self._recount()
+
+    def _recount(self) -> None:
         fates, numbers = np.unique(self._tracks[0].fate[: self.asked], return_counts=True)
         self._counts = dict(zip(fates.tolist(), numbers.tolist(), strict=True))
         self._counts.pop(int(Fate.NO_RECORD), None)
@@ -142,6 +151,15 @@ class Ledger:
         """Why frames are absent or rejected: first index, how many, cause, who, detail."""
         return pack_absences(self._tracks[0].details)
 
+    def plain(self) -> dict[str, Any]:
+        """What became of the frames, for the report, as plain values."""
+        return {
+            "asked": self.asked,
+            "counts": self.counts(),
+            "sinks": self.sink_counts(),
+            "absences": self.ranges()[:KEPT_RANGES],
+        }
+
     def table(self, sink: str) -> FrameTable:
         """Everything about every line of a sink's track."""
         track = self._tracks[self.sinks.index(sink) + 1]
@@ -151,7 +169,51 @@ class Ledger:
             node=self._node[track.span - 1 :: track.span][:asked],
             row=track.row[:asked],
             absences=track.details,
+            attempts=self._attempts[track.span - 1 :: track.span][:asked],
         )
+
+    def take(self, tracks: Sequence[FrameTable]) -> None:
+        """Take over what journals tell, track by track; frames with a fate here keep it."""
+        if not self.nb_frames:
+            self.acquired(len(tracks[0].fate))
+        for number, theirs in enumerate(tracks):
+            self._adopt(number, theirs)
+        self._recount()
+
+    def show(self, tables: Mapping[str, FrameTable]) -> None:
+        """Take over what masters show: frames that were lost with a node may lie in its files.
+
+        Args:
+            tables: by sink.
+        """
+        for sink, track in zip(self.sinks, self._tracks[1:], strict=True):
+            if sink in tables:
+                fate = tables[sink].fate[: len(track.fate)]
+                track.fate[: len(fate)] = fate
+                track.details = {line: said for line, said in tables[sink].absences.items()
+                                 if line < len(fate) and said.cause == fate[line]}  # fmt: skip
+        if tables:
+            self._judge_lost()
+            self._recount()
+
+    def _judge_lost(self) -> None:
+        """Give frames lost with a node the worst of what became of them on their way to sinks."""
+        whole, *sinks = self._tracks
+        lost = np.flatnonzero(np.isin(whole.fate[: self.asked], (Fate.NO_RECORD, Fate.NODE_LOST)))
+        fate, source = np.full(len(lost), Fate.SAVED, np.uint8), np.zeros(len(lost), np.int64)
+        for number, track in enumerate(sinks, 1):
+            lines = lost // track.span
+            theirs = np.full(len(lost), Fate.SAVED, np.uint8)  # as is a frame too many for a line
+            known = lines < self.asked // track.span
+            theirs[known] = track.fate[lines[known]]
+            worse = _badness(theirs) > _badness(fate)
+            fate[worse], source[worse] = theirs[worse], number
+        whole.fate[lost] = fate
+        for index, number in zip(lost.tolist(), source.tolist(), strict=True):
+            whole.details.pop(index, None)
+            track = self._tracks[number]
+            if number and (said := track.details.get(index // track.span)):
+                whole.note(index, said)
 
     def pack(self) -> bytes:
         """The whole ledger as bytes, for the acquisition node that keeps the books."""
@@ -159,6 +221,7 @@ class Ledger:
             "end": self.end,
             "length": self._length,
             "node": self._node.tobytes(),
+            "attempts": self._attempts.tobytes(),
             "tracks": [
                 {
                     "fate": track.fate.tobytes(),
@@ -175,17 +238,32 @@ class Ledger:
         other = msgspec.msgpack.decode(packed)
         self.acquired(other["end"])
         node = np.frombuffer(other["node"], np.int16)
-        for number, (track, theirs) in enumerate(zip(self._tracks, other["tracks"], strict=True)):
-            fate = np.frombuffer(theirs["fate"], np.uint8)
-            length = min(len(fate), len(track.fate))
-            new = np.flatnonzero((track.fate[:length] == 0) & (fate[:length] != 0))
-            track.fate[new] = fate[new]
-            track.row[new] = np.frombuffer(theirs["row"], np.int64)[new]
-            if number == 0:
-                self._node[new] = node[new]
-            for index, cause, who, detail in theirs["details"]:
-                track.details.setdefault(index, Absence(Fate(cause), who, detail))
+        attempts = np.frombuffer(other["attempts"], np.uint8)
+        for number, theirs in enumerate(other["tracks"]):
+            details = {index: Absence(Fate(cause), who, detail)
+                       for index, cause, who, detail in theirs["details"]}  # fmt: skip
+            fate, row = np.frombuffer(theirs["fate"], np.uint8), np.frombuffer(theirs["row"], "i8")
+            self._adopt(number, FrameTable(fate, node, row, details, attempts))
         self._counts = {}
+
+    def _adopt(self, number: int, theirs: FrameTable) -> None:
+        track = self._tracks[number]
+        length = min(len(theirs.fate), len(track.fate))
+        new = np.flatnonzero((track.fate[:length] == 0) & (theirs.fate[:length] != 0))
+        track.fate[new] = theirs.fate[new]
+        track.row[new] = theirs.row[new]
+        if number == 0:
+            self._node[new] = theirs.node[new]
+            if theirs.attempts is not None:
+                self._attempts[new] = theirs.attempts[new]
+        for index, said in theirs.absences.items():
+            track.details.setdefault(index, said)
+
+
+def _badness(fates: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """0 for saved, 1 for rejected, 2 for absent and unknown."""
+    badness: NDArray[np.uint8] = np.minimum(fates - np.uint8(Fate.SAVED), 2)  # 0 becomes 255
+    return badness
 
 
 def _grown(values: NDArray[Any], length: int, fill: int) -> NDArray[Any]:

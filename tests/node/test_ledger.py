@@ -13,6 +13,9 @@ from lima2py.detector import Share
 from lima2py.errors import LimaError
 from lima2py.frame import Absence, Fate
 from lima2py.node.ledger import Ledger
+from lima2py.storage.care.told import Told, tracks_of
+from lima2py.storage.masters.master import FrameTable
+from lima2py.storage.saving.journal import Head, Line, Rest
 from lima2py.transport.wire import AbsentRange, DoneBlock
 
 REST = Absence(Fate.NOT_ACQUIRED, "run", "stopped")
@@ -90,6 +93,50 @@ def test_the_accounts_of_several_nodes_make_one(nb_frames: int, size: int, group
     lost = len(range(0, nb_frames, 5))
     assert lead.sink_counts()["raw"].get("not_saved", 0) == lost
     assert table.absences.keys() == set(range(0, nb_frames, 5))
+
+
+@given(answers())
+def test_what_a_journal_noted_is_what_the_ledger_knew(
+    given_: tuple[int, list[tuple[int, DoneBlock]]],
+) -> None:
+    nb_frames, blocks = given_
+    knew, read = Ledger({"raw": 1}, nb_frames), Ledger({"raw": 1}, nb_frames)
+    lines = []
+    for node, done in blocks:
+        knew.settle(done, node, 2)
+        lines.append(Line(done.index, done.count, node, 2, done.rows, done.absences))
+    knew.close(REST)
+    head = Head("run", "name", nb_frames, Share(), {"raw": 1}, {})
+    read.take(tracks_of([Told(head, lines, Rest(0, *REST))]))
+    assert read.counts() == knew.counts()
+    assert read.sink_counts() == knew.sink_counts()
+    assert read.ranges() == knew.ranges()
+    ours, theirs = read.table("raw"), knew.table("raw")
+    for name in ("fate", "row", "attempts", "absences"):
+        np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+
+
+def test_frames_lost_with_a_node_are_what_the_masters_show() -> None:
+    """Of a frame as a whole the worst that its sinks say: absent beats rejected."""
+    lost, veto = Absence(Fate.NODE_LOST, "ledger", "gone"), Absence(Fate.REJECTED, "veto", "dark")
+    disk = Absence(Fate.NOT_SAVED, "raw", "full")
+    ledger = Ledger({"raw": 1, "sums": 3}, 8)
+    ledger.settle(DoneBlock(0, 2, 0, 0, [0, -1], []), 0)
+    ledger.close(lost)
+    node, row = np.zeros(8, np.int16), np.zeros(8, np.int64)
+    raw = np.array([1, 1, 2, 31, 1, 1, 1, 21], np.uint8)
+    sums = np.array([1, 2], np.uint8)
+    ledger.show(
+        {
+            "raw": FrameTable(raw, node, row, {2: veto, 3: disk, 7: lost}),
+            "sums": FrameTable(sums, node, row, {1: veto}),
+        }
+    )
+    assert ledger.counts() == {"saved": 3, "rejected": 3, "node_lost": 1, "not_saved": 1}
+    assert ledger.ranges() == [
+        (2, 1, *veto), (3, 1, *disk), (4, 2, *veto), (7, 1, *lost),
+    ]  # fmt: skip
+    assert ledger.sink_counts()["sums"] == {"saved": 1, "rejected": 1}
 
 
 def test_an_endless_run_asks_for_what_was_acquired() -> None:

@@ -34,6 +34,8 @@ class Glance(msgspec.Struct, frozen=True):
         run: id of its run.
         name: of the run, as the user called it.
         master: the name of the run's master; empty if it is one.
+        journals: what the journals of its run begin with, relative to it; empty if it is a master.
+        recovered: of a master: whether it was put together from what dead writers left.
         frames: of the file of a node, if its records were read: how many rows it has, of the
             entry with the most.
         names: of a master: the files it shows frames of, relative to it.
@@ -46,6 +48,8 @@ class Glance(msgspec.Struct, frozen=True):
     run: str = ""
     name: str = ""
     master: str = ""
+    journals: str = ""
+    recovered: bool = False
     frames: int = 0
     names: list[str] = []
     problem: str = ""
@@ -116,6 +120,8 @@ def glance(path: Path, *, records: bool) -> Glance:
                 run=text_of(entry["entry_identifier"]),
                 name=text_of(entry["title"]),
                 master=str(about.attrs.get("master", "")),
+                journals=str(about.attrs.get("journals", "")),
+                recovered=bool(about.attrs.get("recovered", False)),
                 names=sorted(
                     {name for entry in entries for name in _names(file[entry]["lima2py"])}
                 ),

@@ -8,38 +8,47 @@ reach, from one host to another, files that changed lately count as being writte
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lima2py.errors import LimaError, StorageError
-from lima2py.frame import Fate
 from lima2py.storage.care.glance import Glance, Looker
+from lima2py.storage.care.journals import Journals
 from lima2py.storage.care.recover_flat import recover_flat
-from lima2py.storage.care.recovery import SAID, Recovery, closed, counted, why_not
+from lima2py.storage.care.recovery import (
+    SAID,
+    Recovery,
+    counted,
+    frames_twice,
+    product_of,
+    why_not,
+)
 from lima2py.storage.care.reread import reread
+from lima2py.storage.care.search import (
+    DEPTH,
+    beginning_with,
+    candidates,
+    is_flat,
+    with_others_of,
+)
 from lima2py.storage.entry import NodeEntry
 from lima2py.storage.failures import HDF5_ERRORS, telling
 from lima2py.storage.logs import Series
 from lima2py.storage.masters.master import Ending, Saved, write_master
-from lima2py.storage.masters.rebuild import entries_of, found_again, saved_in
-from lima2py.storage.names import FLAT_MASTER, MASTER, PART
-from lima2py.storage.saving.flat import read_flat
-
-DEPTH = 5
-"""How many folders below the given one are looked into."""
-_NODE_FILE = re.compile(rf".*_\d{{5,}}(_.*)?\.(h5|raw)({re.escape(PART)})?", re.DOTALL)
+from lima2py.storage.masters.rebuild import entries_of, found_again
+from lima2py.storage.names import JOURNAL, MASTER, PART
 
 
 @dataclass
 class _Files:
-    """What lies at one prefix, of one run."""
+    """What lies at one prefix, of one run; and the journals of that run."""
 
     master: Path
     run: str
     name: str
+    journals: Sequence[Path] = ()
     nodes: dict[Path, Glance] = field(default_factory=dict)
     final: Glance | None = None
     preview: bool = False
@@ -59,7 +68,7 @@ class _Files:
     @property
     def all(self) -> list[Path]:
         masters = [self.master] * (self.final is not None) + [self.part_of_master] * self.preview
-        return [*self.nodes, *masters]
+        return [*self.nodes, *masters, *self.journals]
 
     @property
     def gone(self) -> list[str]:
@@ -71,6 +80,8 @@ class _Files:
     def finished(self) -> bool:
         """Whether nothing is to be done."""
         if self.final is None or self.parts or self.preview:
+            return False
+        if self.final.recovered and self.journals:  # something was missing, and may be back
             return False
         folder = self.master.parent
         return not any(
@@ -95,40 +106,86 @@ def recover(where: Path, *, force: bool = False) -> tuple[list[Recovery], int]:
         StorageError: if there is no file of a run.
     """
     with Looker() as looker:
-        paths = list(_candidates(where))
+        paths = list(candidates(where))
         if not os.path.isdir(where):
-            paths = _with_others_of(paths, looker)
-        flat = [path for path in paths if _is_flat(path)]
-        found, finished = recover_flat(flat, force=force)
-        runs, damaged = _runs((path for path in paths if path not in flat), looker)
-        if not runs and not damaged and not flat:
-            raise StorageError(
-                f"{where}: no file of a run of lima2py is there, nor up to {DEPTH} folders below;"
-                " give the folder the run was saved to"
-            )
-        for files in runs:
-            stem = files.master.name.removesuffix(MASTER)
-            mine = {
-                path: seen
-                for path, seen in damaged.items()
-                if path.parent == files.master.parent and path.name.startswith(f"{stem}_")
-            }
-            if files.finished and not any(_is_left(*item) for item in mine.items()):
-                if files.gone:
-                    problems = tuple(f"{name} is not there; put it back" for name in files.gone)
-                    found.append(Recovery(files.master, files.who, problems=problems))
-                else:
-                    finished += 1
-                continue
-            found.append(_recover(files, mine, looker, force))
-            for path in mine:
-                del damaged[path]
+            paths = with_others_of(paths, looker)
+        return _recover_all(paths, looker, force=force, where=str(where))
+
+
+def recover_run(prefixes: Sequence[Path], run: str) -> list[Recovery]:
+    """Recover a run of which nobody writes any more, and no other.
+
+    Args:
+        prefixes: what the files of its sinks begin with.
+        run: its id.
+
+    Returns:
+        What stands at each prefix now; empty if no file of it is there.
+
+    Raises:
+        StorageError: if a file or a folder cannot be read.
+    """
+    paths = [
+        path
+        for prefix in prefixes
+        if os.path.isdir(prefix.parent)
+        for path in beginning_with(prefix.parent, prefix.name)
+    ]
+    with Looker() as looker, suppress(_NothingThere):
+        found, _ = _recover_all(paths, looker, force=True, where=f"run {run}", only=run)
+        known = {one.master for one in found}
+        for master in (path for path in paths if path.name.endswith(MASTER) and path not in known):
+            told, _ = reread(master)
+            if told[0].run.run == run:
+                found.append(Recovery(master, saved=tuple(told)))
+        return found
+    return []
+
+
+class _NothingThere(StorageError):
+    """No file of a run is there."""
+
+
+def _recover_all(
+    paths: Sequence[Path], looker: Looker, *, force: bool, where: str, only: str = ""
+) -> tuple[list[Recovery], int]:
+    """Recover the runs that files belong to; of all, or only of one."""
+    journals = Journals()
+    journals.add(path for path in paths if JOURNAL.search(path.name))
+    flat = [path for path in paths if is_flat(path)]
+    found, finished = recover_flat(flat, journals, force=force, only=only)
+    runs, damaged = _runs(paths, looker, only)
+    if not (runs or damaged or found or finished or journals.problems):
+        raise _NothingThere(
+            f"{where}: no file of a run of lima2py is there, nor up to {DEPTH} folders below; give"
+            " the folder the run was saved to"
+        )
+    for files in runs:
+        for path, seen in files.nodes.items():
+            journals.add_at(path.parent / seen.journals)
+        files.journals = journals.of(files.run)
+        stem = files.master.name.removesuffix(MASTER)
+        mine = {
+            path: seen
+            for path, seen in damaged.items()
+            if path.parent == files.master.parent and path.name.startswith(f"{stem}_")
+        }
+        if files.finished and not any(_is_left(*item) for item in mine.items()):
+            if files.gone:
+                problems = tuple(f"{name} is not there; put it back" for name in files.gone)
+                found.append(Recovery(files.master, files.who, problems=problems))
+            else:
+                finished += 1
+            continue
+        found.append(_recover(files, mine, looker, journals, force))
+        for path in mine:
+            del damaged[path]
     found += [
         Recovery(path, problems=(_left(path, seen),))
         for path, seen in damaged.items()
-        if _is_left(path, seen)
+        if _is_left(path, seen) and not only
     ]
-    return found, finished
+    return journals.clear(found), finished
 
 
 def _is_left(path: Path, seen: Glance) -> bool:
@@ -140,74 +197,22 @@ def _left(path: Path, seen: Glance) -> str:
     return f"{path.name} {seen.problem}; it is left as it is"
 
 
-def _candidates(where: Path) -> Iterator[Path]:
-    """Files that may be of a run, by their names."""
-    if os.path.isdir(where):
-        depth = len(where.parts) + DEPTH
-        for folder, below, names in os.walk(where):
-            inner = Path(folder)
-            below[:] = sorted(name for name in below if len(inner.parts) < depth)
-            yield from _looking_right(inner, names)
-    elif os.path.isdir(where.parent):
-        stem = re.sub(rf"({re.escape(MASTER)})?({re.escape(PART)})?\Z", "", where.name)
-        yield from _beginning_with(where.parent, stem)
-
-
-def _with_others_of(paths: Sequence[Path], looker: Looker) -> list[Path]:
-    """Files, and all that share a master with one of them: it would be written without these."""
-    found = list(paths)
-    masters: set[Path] = set()
-    for path in found:  # which grows meanwhile
-        master = _master_of(path, looker)
-        if master is not None and master not in masters:
-            masters.add(master)
-            stem = master.name.removesuffix(MASTER).removesuffix(FLAT_MASTER)
-            known = set(found)
-            found += [one for one in _beginning_with(master.parent, stem) if one not in known]
-    return found
-
-
-def _master_of(path: Path, looker: Looker) -> Path | None:
-    """The master a file belongs to, if it can be read."""
-    own = path.with_name(path.name.removesuffix(PART))
-    if own.name.endswith(MASTER):
-        return own
-    if _is_flat(path):
-        with suppress(OSError, ValueError, KeyError):  # recover_flat says why
-            return Path(read_flat(str(own))[1])
-        return None
-    name = looker.look(path, records=False).master
-    return path.with_name(name) if name else None
-
-
-def _is_flat(path: Path) -> bool:
-    return path.name.removesuffix(PART).endswith(".raw")
-
-
-def _beginning_with(folder: Path, stem: str) -> Iterator[Path]:
-    yield from _looking_right(
-        folder, [name for name in os.listdir(folder) if name.startswith(stem)]
-    )
-
-
-def _looking_right(folder: Path, names: Sequence[str]) -> Iterator[Path]:
-    for name in sorted(names):
-        if _NODE_FILE.fullmatch(name) or name.removesuffix(PART).endswith(MASTER):
-            if not (folder / name).is_symlink():
-                yield folder / name
-
-
-def _runs(paths: Iterator[Path], looker: Looker) -> tuple[list[_Files], dict[Path, Glance]]:
-    """The runs that files belong to; and the files that cannot be read."""
+def _runs(
+    paths: Sequence[Path], looker: Looker, only: str
+) -> tuple[list[_Files], dict[Path, Glance]]:
+    """The runs that HDF5 files belong to; and the files that cannot be read."""
     runs: dict[tuple[Path, str], _Files] = {}
     damaged: dict[Path, Glance] = {}
     for path in paths:
+        if is_flat(path) or JOURNAL.search(path.name):
+            continue
         seen = looker.look(path, records=path.name.endswith(PART))
         own = path.with_name(path.name.removesuffix(PART))
         is_master = own.name.endswith(MASTER)
         if seen.problem:
             damaged[path] = seen
-        elif seen.ours and (is_master or seen.master):  # not a master by another name
+        elif seen.ours and only in ("", seen.run) and (is_master or seen.master):
+            # and not a master by another name
             master = own if is_master else path.with_name(seen.master)
             files = runs.setdefault((master, seen.run), _Files(master, seen.run, seen.name))
             if not is_master:
@@ -220,13 +225,17 @@ def _runs(paths: Iterator[Path], looker: Looker) -> tuple[list[_Files], dict[Pat
 
 
 def _recover(
-    files: _Files, damaged: Mapping[Path, Glance], looker: Looker, force: bool
+    files: _Files,
+    damaged: Mapping[Path, Glance],
+    looker: Looker,
+    journals: Journals,
+    force: bool,
 ) -> Recovery:
     said = Recovery(files.master, files.who)
     try:
         if refused := why_not([*files.all, *damaged], force):
             return replace(said, refused=refused)
-        done, problems = _finish(files, looker)
+        done, problems, saved = _finish(files, looker, journals)
     except LimaError as error:
         return replace(said, refused=str(error))
     for path, seen in damaged.items():
@@ -234,11 +243,17 @@ def _recover(
             done.append(f"left {path.name}: its writer died before any frame was safe in it")
         else:
             problems.append(_left(path, seen))
-    return replace(said, done=tuple(done), problems=tuple(problems))
+    return replace(said, done=tuple(done), problems=tuple(problems), saved=tuple(saved))
 
 
-def _finish(files: _Files, looker: Looker) -> tuple[list[str], list[str]]:
-    """Name the files, and write the master; returns what was done, and what is missing."""
+def _finish(
+    files: _Files, looker: Looker, journals: Journals
+) -> tuple[list[str], list[str], list[Saved]]:
+    """Name the files, and write the master.
+
+    Returns:
+        What was done, what is missing, and what the master says.
+    """
     done, problems = _name(files)
     nodes: list[Path] = []
     for path in files.nodes:
@@ -248,27 +263,28 @@ def _finish(files: _Files, looker: Looker) -> tuple[list[str], list[str]]:
         else:
             nodes.append(path)
     held = []
+    tracks = journals.tracks(files.run)
     for entries in entries_of(nodes).values():
         entries.sort(key=lambda entry: (entry.run.rank, entry.first_row))
         problems += _holes(entries)
-        held.append(closed(saved_in(entries, whole=True)))
-        if twice := sum(int((entry.fate == Fate.SAVED).sum()) for entry in entries) - int(
-            (held[-1].table.fate == Fate.SAVED).sum()
-        ):
-            done.append(f"{held[-1].run.task}: {twice} frames lie in two files, and count once")
+        product, missing = product_of(entries, tracks.get(entries[0].run.task))
+        held.append(product)
+        problems += missing
+        if twice := frames_twice(entries):
+            done.append(f"{product.run.task}: {twice} frames lie in two files, and count once")
     products, ending = _told(files, held)
     if held:
         problems += write_master(str(files.master), products, ending)
         done += [counted(product) for product in products]
     elif files.final is None and (names := _shown(files, looker)):
         problems.append(f"none of the files with the frames is there: {', '.join(names)}")
-        return done, problems
+        return done, problems, []
     if files.preview:
         with telling(files.part_of_master, "cannot be removed"):
             files.part_of_master.unlink(missing_ok=True)
         if not held:
             done.append(f"removed {files.part_of_master.name}, which showed no frame")
-    return done, problems
+    return done, problems, products
 
 
 def _name(files: _Files) -> tuple[list[str], list[str]]:
@@ -298,6 +314,8 @@ def _told(files: _Files, held: list[Saved]) -> tuple[list[Saved], Ending]:
         logs = _logged(files)
         return held, Ending("failed", [SAID], logs, ended=ended, recovered=True)
     told, ending = reread(files.master)
+    if files.final.recovered and files.journals:
+        return held, ending
     by_entry = {product.entry: product for product in held}
     products = [
         _merged(product, by_entry[product.entry]) if product.entry in by_entry else product

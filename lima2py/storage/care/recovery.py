@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from lima2py.frame import Absence, Fate
-from lima2py.storage.masters.master import Saved
+from lima2py.storage.entry import NodeEntry
+from lima2py.storage.masters.master import FrameTable, Saved
+from lima2py.storage.masters.rebuild import as_told, saved_in
 from lima2py.storage.names import PART
 from lima2py.storage.steady import is_being_written
 
 QUIET = 10.0
 """Seconds for which the files of a run must not have changed."""
-SAID = "recovered: the run did not end by itself; this was put together from the files of its nodes"
+SAID = "recovered: the run did not end by itself; this was put together from what it left"
 _NOTHING_KNOWN = Absence(Fate.NODE_LOST, "recover", "no file has a record of it")
 
 
@@ -31,6 +33,7 @@ class Recovery:
         done: what was done, in words.
         problems: what is missing, in words.
         refused: why nothing was done; empty if something was.
+        saved: what every sink saved, as it stands in the master.
     """
 
     master: Path
@@ -38,6 +41,7 @@ class Recovery:
     done: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     refused: str = ""
+    saved: tuple[Saved, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.master}, run {self.run}" if self.run else str(self.master)]
@@ -74,7 +78,29 @@ def why_not(paths: Sequence[Path], force: bool) -> str:
     return ""
 
 
-def closed(product: Saved) -> Saved:
+def product_of(entries: Sequence[NodeEntry], told: FrameTable | None) -> tuple[Saved, list[str]]:
+    """What one sink saved, with a fate for every frame; and what is missing.
+
+    Args:
+        entries: of the files of nodes, one at least.
+        told: by the journals, if there are any.
+    """
+    held = saved_in(entries, whole=True)
+    if told is None:
+        return _closed(held), []
+    saved, missing = as_told(told, held, entries)
+    task = entries[0].run.task
+    text = f"{task}: {missing} frames were saved in files that are not there; put these back"
+    return _closed(saved), [text] if missing else []
+
+
+def frames_twice(entries: Sequence[NodeEntry]) -> int:
+    """How many times a frame lies in a file of nodes, and in another before."""
+    frames = np.concatenate([entry.index[entry.fate == Fate.SAVED] for entry in entries])
+    return len(frames) - len(np.unique(frames))
+
+
+def _closed(product: Saved) -> Saved:
     """The same, with a fate for the frames that no file knows."""
     table = product.table
     unknown = table.fate == Fate.NO_RECORD

@@ -58,8 +58,9 @@ def _saved(path: Path, entry: h5py.Group) -> Saved:
         for frame in range(first, last + 1)
     }
     table = FrameTable(
-        frames["fate"][:].astype(np.uint8), frames["node"][:], frames["row"][:], absences
-    )
+        frames["fate"][:].astype(np.uint8), frames["node"][:], frames["row"][:], absences,
+        frames["attempts"][:] if "attempts" in frames else None,
+    )  # fmt: skip
     files: dict[int, list[str]] = {}
     for rank, name in files_of(entry):
         files.setdefault(rank, []).append(os.path.normpath(path.parent / name.removesuffix(PART)))

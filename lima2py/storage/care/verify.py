@@ -223,12 +223,13 @@ class _Check:
     def _node_file(self, rank: int, name: str) -> NodeEntry | None:
         """The records of a file of a node, if it is what the master says it is."""
         path = self._verdict.path.parent / name
+        finished = path.with_name(path.name.removesuffix(PART))
+        if not path.exists() and finished.exists():
+            path = finished  # its node was lost to the run, and closed it all the same
         try:
             theirs = read_entry(path, self._name)
         except FileNotFoundError:
-            finished = path.with_name(path.name.removesuffix(PART))
-            more = f", but {finished.name} is: lima2py recover" if finished.exists() else ""
-            self._bad(f"{name} is not there{more}")
+            self._bad(f"{name} is not there")
             return None
         except HDF5_ERRORS as error:
             self._bad(str(unreadable(path, error)))

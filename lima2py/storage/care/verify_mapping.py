@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from lima2py.frame import Fate, FrameSpec
 from lima2py.storage.entry import NodeEntry, ragged_columns
+from lima2py.storage.names import PART
 
 
 class Part(NamedTuple):
@@ -69,7 +70,7 @@ def wrong_frames(
         absent[part.frames] = False
     for part in parts:
         due = np.full(nb_frames, -1, np.int64)
-        rows = shown.pop((_full(part.entry.path), f"{part.entry.group}/data"), due.copy())
+        rows = shown.pop((_finished(part.entry.path), f"{part.entry.group}/data"), due.copy())
         due[part.frames] = part.rows
         wrong |= (rows != due) & ~(absent & _is_blank(part.entry, rows))
     for rows in shown.values():
@@ -131,7 +132,7 @@ def _check_mapped(
     for part in parts:
         theirs = _pointer(part.entry)
         at, length = theirs[part.rows], np.diff(pointer)[part.frames]
-        file = (_full(part.entry.path), f"{part.entry.group}/data/{name}")
+        file = (_finished(part.entry.path), f"{part.entry.group}/data/{name}")
         mine = np.array([(where, dataset) == file for *_, where, dataset in pieces], bool)
         sources = np.array([source for _, source, *_ in pieces], np.int64)
         ends = np.array([to + count for to, _, count, *_ in pieces], np.int64)
@@ -181,7 +182,7 @@ def _stretches(path: Path, column: h5py.Dataset) -> Iterator[tuple[int, int, int
 
 def _named(path: Path, source: h5py._hl.vds.VDSmap) -> tuple[Path, str]:
     file, dataset = (name.replace("%%", "%") for name in (source.file_name, source.dset_name))
-    return _full(path.parent / file), dataset
+    return _finished(path.parent / file), dataset
 
 
 def _rows(space: h5py.h5s.SpaceID) -> NDArray[np.int64]:
@@ -199,5 +200,6 @@ def _pointer(entry: NodeEntry) -> NDArray[np.int64]:
     return entry.pointer.astype(np.int64)
 
 
-def _full(path: Path) -> Path:
-    return Path(os.path.abspath(path))
+def _finished(path: Path) -> Path:
+    """The full name a file has, or will have: of one that is unfinished, both are mapped."""
+    return Path(os.path.abspath(path).removesuffix(PART))

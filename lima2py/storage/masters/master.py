@@ -56,12 +56,14 @@ class FrameTable:
         node: rank of the node that had it, -1 if none.
         row: its row among all that node wrote, -1 if it has none.
         absences: the reasons that are known, by frame index; `fate` counts where they differ.
+        attempts: how many times it was given to a node; None if that is not known.
     """
 
     fate: NDArray[np.uint8]
     node: NDArray[np.int16]
     row: NDArray[np.int64]
     absences: Mapping[int, Absence] = field(default_factory=dict)
+    attempts: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,6 +255,7 @@ def _write_records(detector: h5py.Group, product: Saved, parts: Iterable[Part]) 
         "frames/timestamp": np.full(nb_frames, np.nan),
         "frames/node": table.node,
         "frames/row": table.row,
+        **({} if table.attempts is None else {"frames/attempts": table.attempts}),
         **{path: np.full(nb_frames, np.nan) for path in curves(product.spec)},
     }
     for part in parts:

@@ -20,7 +20,13 @@ from lima2py.storage.layout import entry_of
 from lima2py.storage.logs import Series
 from lima2py.storage.masters.master import RUNNING, Ending, FrameTable, Saved, write_master
 from lima2py.storage.masters.rebuild import found_again, gather, saved_in
-from lima2py.storage.names import FLAT_MASTER, PART, master_path, node_files_at
+from lima2py.storage.names import (
+    FLAT_MASTER,
+    PART,
+    journals_at,
+    master_path,
+    node_files_at,
+)
 from lima2py.storage.saving.flat import SaveFlat, read_flat, write_flat_master
 from lima2py.storage.saving.sinks import Hdf5Sink
 from lima2py.task import RunContext, Sink
@@ -45,8 +51,8 @@ def write_masters(
     tables: Mapping[str, FrameTable],
     node_files: Mapping[int, Mapping[str, Sequence[str]]],
     ending: Ending,
-) -> tuple[dict[str, str], list[str]]:
-    """Write the masters of a run that is over, and take away their previews.
+) -> tuple[dict[str, str], dict[str, FrameTable], list[str]]:
+    """Write the masters of a run that is over; take away their previews and the journals.
 
     Args:
         sinks: by name, in the order of the graph, prepared.
@@ -56,10 +62,13 @@ def write_masters(
         ending: how the run ended.
 
     Returns:
-        The path of its master, by sink; and what is wrong with them or could not be written.
+        By sink, the path of its master, and what that says of every frame; and what is wrong with
+        masters or could not be written.
     """
     masters: dict[str, str] = {}
+    shown: dict[str, FrameTable] = {}
     problems: list[str] = []
+    failed = False
     for prefix, names in by_prefix(sinks, context.paths).items():
         products = []
         for name in names:
@@ -81,13 +90,19 @@ def write_masters(
         try:
             problems += write(path, products, ending)
             masters.update(dict.fromkeys(names, path))
+            shown.update((product.run.task, product.table) for product in products)
             Path(f"{path}{PART}").unlink(missing_ok=True)
         except Exception as error:  # the other masters are still to be written
+            failed = True
             problems.append(
                 f"the master of {' and '.join(names)}: {error}; when that is mended, write it by:"
                 f" lima2py recover {prefix}"
             )
-    return masters, problems
+    if sinks and not failed:
+        for journal in journals_at(Path(next(iter(context.paths.values())))):
+            with suppress(OSError):  # recover does it
+                journal.unlink()
+    return masters, shown, problems
 
 
 def _with_found(told: Saved, *, flat: bool) -> Saved:

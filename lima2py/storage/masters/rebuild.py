@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lima2py.errors import StorageError
 from lima2py.frame import Absence, Fate
 from lima2py.storage.entry import NodeEntry, alone, entry_names, read_entry
 from lima2py.storage.masters.master import FrameTable, Saved
 from lima2py.storage.names import PART
+
+_GONE = Absence(Fate.NODE_LOST, "recover", "it was saved, and the file that had it is not there")
 
 
 def gather(files: Sequence[Path], *, whole: bool) -> list[Saved]:
@@ -88,15 +92,60 @@ def saved_in(entries: Sequence[NodeEntry], *, whole: bool) -> Saved:
 
 
 def found_again(told: Saved, held: Saved) -> Saved:
-    """What was told, but frames that are lost with a node and lie in its files are not lost.
+    """What was told, but what is told of no frame the files tell, as far as they go.
+
+    Frames that are lost with a node and lie in its files are not lost.
 
     Args:
-        told: by a ledger, or the master made of it.
+        told: by a ledger, the master made of it, or journals.
         held: by the files.
     """
     old, new = told.table, held.table
     count = min(len(old.fate), len(new.fate))
-    found = np.flatnonzero((old.fate[:count] == Fate.NODE_LOST) & (new.fate[:count] == Fate.SAVED))
+    before, theirs = old.fate[:count], new.fate[:count]
+    found = np.flatnonzero(
+        ((before == Fate.NODE_LOST) & (theirs == Fate.SAVED)) | (before == Fate.NO_RECORD)
+    )
     fate, node, row = old.fate.copy(), old.node.copy(), old.row.copy()
     fate[found], node[found], row[found] = new.fate[found], new.node[found], new.row[found]
-    return replace(told, table=replace(old, fate=fate, node=node, row=row))
+    absences = {**new.absences, **old.absences}  # of which the fate says which counts
+    return replace(told, table=FrameTable(fate, node, row, absences, old.attempts))
+
+
+def as_told(told: FrameTable, held: Saved, entries: Sequence[NodeEntry]) -> tuple[Saved, int]:
+    """What one sink saved, by the journals, and of what they do not tell by the files.
+
+    A row that is in no file is never shown, whatever the journals say.
+
+    Args:
+        told: by the journals.
+        held: by the files.
+        entries: of the files.
+
+    Returns:
+        What was saved; and how many frames the journals call saved that no file holds.
+    """
+    count = max(len(told.fate), len(held.table.fate))
+    fate = _longer(told.fate, count, Fate.NO_RECORD)
+    node, row = _longer(told.node, count, -1), _longer(told.row, count, -1)
+    there = np.zeros(count, bool)
+    for entry in entries:
+        frames = entry.index.astype(np.int64)
+        rows = entry.first_row + np.arange(len(entry))
+        good = (node[frames] == entry.run.rank) & (row[frames] == rows)
+        good &= (entry.fate == Fate.SAVED) | (fate[frames] != Fate.SAVED)
+        there[frames[good]] = True
+    row[~there] = -1
+    missing = np.flatnonzero((fate == Fate.SAVED) & ~there)
+    fate[missing] = Fate.NODE_LOST
+    absences = {**told.absences, **dict.fromkeys(missing.tolist(), _GONE)}
+    attempts = None if told.attempts is None else _longer(told.attempts, count, 0)
+    table = FrameTable(fate, node, row, absences, attempts)
+    saved = found_again(replace(held, table=table), held)
+    return saved, int((saved.table.fate[missing] != Fate.SAVED).sum())
+
+
+def _longer(values: NDArray[Any], count: int, fill: int) -> NDArray[Any]:
+    longer = np.full(count, fill, values.dtype)
+    longer[: len(values)] = values
+    return longer
