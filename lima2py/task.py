@@ -63,12 +63,14 @@ class RunContext:
         host: the host of the acquisition node that keeps the books.
         started: when the run was prepared, seconds since 1970; in a master, when it was started.
         paths: for every sink, in the order of the graph, the path its files begin with.
-        frames_per_block: the most frames that come in one block.
+        frames_per_block: the most frames with data that come in one block.
         rois: rectangles in detector pixels that tasks of the graph look at, by `task.roi`.
         maps: for sinks, the images that belong to what they are given (`Task.maps`).
         shared: what the tasks of one node have in common in this run (files, say), by key.
         policies: what to do when something goes wrong.
         stop: ask for the end of the acquisition, with the reason in words. Returns at once.
+        stopping: whether what is not done by now shall be given up: nobody may wait any longer.
+        alive: to be called every second or so by who waits within a block: it is no hang.
     """
 
     run: str
@@ -89,8 +91,10 @@ class RunContext:
     rois: Mapping[str, tuple[int, int, int, int]] = field(default_factory=dict)
     maps: Mapping[str, Array] = field(default_factory=dict)
     shared: dict[str, Any] = field(default_factory=dict)
-    policies: Policies = Policies()
+    policies: Policies = field(default_factory=Policies)
     stop: Callable[[str], None] = lambda _reason: None
+    stopping: Callable[[], bool] = lambda: False
+    alive: Callable[[], None] = lambda: None
 
     def of_task(self, name: str, span: int, maps: Mapping[str, Array] | None = None) -> RunContext:
         """The same for one task, whose input counts `span` frames of the detector as one."""
@@ -135,9 +139,10 @@ class Task(Model, ABC):
     """What it needs of every node besides a core, by name, and how much of it (gpu, 1).
     `lima2py check` says so; nobody reserves it."""
 
-    if_fails: Literal["mark", "stop"] = "mark"
-    """When it fails on a frame: `mark` that frame as absent and go on, or `stop` the acquisition
-    too."""
+    if_fails: Literal["mark", "pass", "stop"] | None = None
+    """When it fails on a frame: `mark` that frame as absent and go on; `pass` it on as it came, if
+    what comes out looks like what comes in; or mark it and `stop` the acquisition. As the run's
+    policy `task_failure` says if not given."""
 
     _spec: FrameSpec = PrivateAttr()
     """What comes out; set by `prepare` of most tasks."""
@@ -201,9 +206,14 @@ class Sink(Task):
 
     Every frame that comes, absent ones too, gets a row. The flow calls `write`, not `process`, and
     reports a frame as saved only after `flush` has returned. When it fails, the frames are
-    `not_saved` for this sink, and `if_fails` says whether the acquisition goes on.
+    `not_saved` for this sink, and `if_fails` says whether the acquisition goes on. One that waits
+    does so within `write`, `flush` and `finish`, until `RunContext.stopping`.
     """
 
+    if_fails: Literal["mark", "wait", "stop"] | None = None  # type: ignore[assignment]
+    """When it cannot write: `mark` the frames as `not_saved` and go on; `wait` and try again until
+    the disk takes them; or mark them and `stop` the acquisition. As the run's policy `disk` says if
+    not given."""
     file: str
     """Where its files begin, relative to the output folder; may contain {name}, {run}, {sink},
     {date}."""
@@ -219,6 +229,11 @@ class Sink(Task):
     def remarks(self) -> list[str]:
         """What the user should know when the run is over, though nothing went wrong."""
         return []
+
+    @property
+    def waiting(self) -> str:
+        """What it waits for just now, in words; empty if it does not. From any thread."""
+        return ""
 
     @abstractmethod
     def write(self, block: Block, *others: Block) -> int:

@@ -61,7 +61,7 @@ class telling:  # noqa: N801 - used like the functions of contextlib, and quicke
 
 def failure(path: str | Path, what: str, error: Exception) -> StorageError:
     """The error for a person: which file, why, the room left if that may matter, what to do."""
-    number = _errno(error)
+    number = errno_of(error)
     reason = os.strerror(number) if number else " ".join(str(error).split()) or repr(error)
     advice = _ADVICE.get(number, "look at that disk and at the system log of this host")
     room = "" if number in _NOT_ABOUT_ROOM else _room(path)
@@ -71,7 +71,7 @@ def failure(path: str | Path, what: str, error: Exception) -> StorageError:
 def unreadable(path: str | Path, error: Exception) -> StorageError:
     """The error for a person whose file cannot be opened or read."""
     text = " ".join(str(error).split())
-    number = _errno(error)
+    number = errno_of(error)
     if number == errno.EISDIR:
         reason = "it is a folder; give a file in it, a master for instance"
     elif number:
@@ -85,7 +85,7 @@ def unreadable(path: str | Path, error: Exception) -> StorageError:
     return StorageError(f"{path} cannot be read: {reason}")
 
 
-def _errno(error: Exception) -> int:
+def errno_of(error: Exception) -> int:
     """The number of the system's error; HDF5 often has it in its text alone."""
     if isinstance(error, OSError) and error.errno:
         return error.errno

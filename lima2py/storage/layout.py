@@ -217,7 +217,7 @@ def column_path(name: str) -> str:
     return f"frames/detector_{name}" if name in _OUR_COLUMNS else f"frames/{name}"
 
 
-_OUR_COLUMNS = ("index", "fate", "node", "row")
+_OUR_COLUMNS = ("index", "fate", "node", "row", "attempts")
 
 
 def curves(spec: FrameSpec) -> dict[str, tuple[str, int]]:

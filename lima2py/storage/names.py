@@ -4,10 +4,12 @@ All files of a sink begin with one path, its prefix, which `file` gives:
 
     {prefix}_{rank}_{number}.h5     what a node wrote, as `node_file` says; one after the other
     {prefix}_master.h5              the frames of all nodes, in order
+    {prefix}_journal_{rank}.part    of an acquisition node: what became of the frames so far; only
+                                    at the prefix of the first sink, and while the run goes on
 
 While a file is not finished, `.part` stands behind its name.
 
-Everything here is a function of names; only `files_at` and `node_files_at` look at the disk.
+Everything here is a function of names; only the functions that end in `_at` look at the disk.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ PART = ".part"
 MASTER = "_master.h5"
 FLAT_MASTER = "_master.json"
 """The master of flat files."""
+JOURNAL = re.compile(rf"_journal_\d+{re.escape(PART)}\Z")
+"""How the name of a journal ends."""
 
 _LONGEST_NODE_FILE = 32
 """Bytes of a `node_file` besides its places."""
@@ -123,6 +127,34 @@ def master_path(prefix: str | Path) -> str:
     return f"{prefix}{MASTER}"
 
 
+def journal_path(prefix: str | Path, rank: int) -> str:
+    """The path of the journal of an acquisition node; `prefix` is that of the first sink."""
+    return f"{prefix}_journal_{rank}{PART}"
+
+
+def journals_of(paths: Mapping[str, str], folder: str) -> str:
+    """What the journals of a run begin with, relative to a folder.
+
+    Args:
+        paths: by sink, in the order of the graph, what its files begin with.
+        folder: of a file of the run.
+    """
+    return os.path.relpath(next(iter(paths.values())), folder)
+
+
+def journals_at(prefix: Path) -> list[Path]:
+    """The journals that lie at a prefix.
+
+    Raises:
+        StorageError: if the folder cannot be looked into.
+    """
+    return sorted(
+        prefix.parent / name
+        for name in _listed(prefix.parent)
+        if name.startswith(prefix.name) and JOURNAL.fullmatch(name, len(prefix.name))
+    )
+
+
 def node_files_at(prefix: Path, template: str = NODE_FILE) -> list[NodeName]:
     """The files of nodes that lie at a prefix, finished or not, by rank or node, and number.
 
@@ -150,7 +182,7 @@ def node_files_at(prefix: Path, template: str = NODE_FILE) -> list[NodeName]:
 
 
 def files_at(prefix: Path, template: str = NODE_FILE) -> list[Path]:
-    """All files that lie at a prefix, finished or not: those of nodes, then the master.
+    """All files that lie at a prefix, finished or not: of nodes, the master, journals.
 
     Args:
         prefix: what the files of a sink begin with.
@@ -164,7 +196,8 @@ def files_at(prefix: Path, template: str = NODE_FILE) -> list[Path]:
         for suffix in (MASTER, f"{MASTER}{PART}", FLAT_MASTER)
         if os.path.lexists(path := Path(f"{prefix}{suffix}"))
     ]
-    return [*(found.path for found in node_files_at(prefix, template)), *masters]
+    nodes = (found.path for found in node_files_at(prefix, template))
+    return [*nodes, *masters, *journals_at(prefix)]
 
 
 def longest_suffix(template: str = NODE_FILE) -> int:

@@ -8,35 +8,117 @@ New bytes go to the disk at once, past its end. What changes bytes that were the
 `commit` waits for the next one, and is written when all new bytes are safe, in the order of the
 file, the superblock first: if the process is killed in between, what is there still opens.
 
+A file server that has come back may know the file, but no longer what it was opened as; then it is
+opened again by its path.
+
 While it is open it carries a shared lock (flock): readers are not disturbed, and whoever wants to
 recover or replace it can see that it is still being written.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from itertools import groupby
+from typing import TypeVar
 
+from lima2py.storage.patience import Patience
+
+T = TypeVar("T")
 PAGE = 4096
+_FORGOTTEN = frozenset({errno.ESTALE, errno.EIO, errno.ENODEV, errno.ENOTCONN})
+"""What is heard of a file that the server, or a disk mounted again, must be asked for anew."""
 
 
-class SteadyFile:
-    """A new file, to be given to `h5py.File`.
+class LockedFile:
+    """A new file on the disk, locked; asked for again by its path where the disk has forgotten it.
 
     Attributes:
         path: of the file.
-        size: of the file as HDF5 sees it, in bytes.
 
     Raises:
-        OSError: if it exists or cannot be made.
+        OSError: if it exists or cannot be made; from every method, if the disk refuses.
     """
 
     def __init__(self, path: str):
         self.path = path
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         lock(self._fd)
+        self._number = os.fstat(self._fd).st_ino
+        self._end = 0
+
+    def put(self, at: int, data: bytes | memoryview) -> None:
+        """Write bytes; what is there already is written over."""
+        view = memoryview(data)
+        while view:
+            done = self._ask(partial(self._write, at, view))
+            at, view = at + done, view[done:]
+        self._end = max(self._end, at)
+
+    def get(self, at: int, length: int) -> bytes:
+        """Bytes of the file; zeros where there are none."""
+        data = self._ask(lambda: os.pread(self._fd, length, at))
+        return data if len(data) == length else data.ljust(length, b"\0")
+
+    def resize(self, size: int) -> None:
+        """Cut it, or fill it up with zeros."""
+        if self._ask(lambda: os.fstat(self._fd)).st_size != size:
+            self._ask(lambda: os.ftruncate(self._fd, size))
+            self._end = size
+
+    def close(self) -> None:
+        """Let go of it; may be called twice."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _write(self, at: int, data: memoryview) -> int:
+        return os.pwrite(self._fd, data, at)
+
+    def _ask(self, what: Callable[[], T]) -> T:
+        try:
+            return what()
+        except OSError as error:
+            if error.errno not in _FORGOTTEN or not self._found_again():
+                raise
+        return what()
+
+    def _found_again(self) -> bool:
+        """Open it by its path, if all that was written is there."""
+        with suppress(OSError):
+            fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+            about = os.fstat(fd)
+            if about.st_ino == self._number and about.st_size >= self._end:
+                lock(fd)
+                old, self._fd = self._fd, fd
+                with suppress(OSError):
+                    os.close(old)
+                return True
+            os.close(fd)
+        return False
+
+
+class SteadyFile:
+    """A new file, to be given to `h5py.File`.
+
+    Args:
+        path: of the file.
+        patience: with what the disk refuses to `catch_up`, to `commit`, and to read.
+
+    Attributes:
+        size: of the file as HDF5 sees it, in bytes.
+
+    Raises:
+        OSError: if it exists or cannot be made.
+    """
+
+    def __init__(self, path: str, patience: Patience | None = None):
+        self._file = LockedFile(path)
+        self._patience = patience or Patience()
         self._at = 0
         self.size = 0
         self._solid = PAGE
@@ -53,9 +135,8 @@ class SteadyFile:
         Raises:
             OSError: if it refuses again.
         """
-        for at, data in self._backlog:
-            self._put(at, data)
-        self._backlog.clear()
+        if self._backlog:
+            self._patience(self._catch_up)
 
     def commit(self) -> None:
         """Bring to the disk all that waits; right after a flush of HDF5.
@@ -63,23 +144,28 @@ class SteadyFile:
         Raises:
             OSError: if it does not take it; all of it still waits.
         """
-        self.catch_up()
-        if os.fstat(self._fd).st_size != self.size:
-            os.ftruncate(self._fd, self.size)
+        self._patience(self._commit)
+
+    def _catch_up(self) -> None:
+        for at, data in self._backlog:
+            self._file.put(at, data)
+        self._backlog.clear()
+
+    def _commit(self) -> None:
+        self._catch_up()
+        self._file.resize(self.size)
         solid = min(self._solid, self.size)
         for _, run in groupby(enumerate(sorted(self._pages)), lambda pair: pair[1] - pair[0]):
             numbers = [number for _, number in run]
             data = b"".join(self._pages[number] for number in numbers)
             at = numbers[0] * PAGE
-            self._put(at, data[: solid - at])
+            self._file.put(at, data[: solid - at])
         self._pages.clear()
         self._solid = self.size
 
     def close(self) -> None:
         """Let go of the file, whatever still waits; may be called twice."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        self._file.close()
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Called by HDF5."""
@@ -144,21 +230,15 @@ class SteadyFile:
         """Bytes where nothing is yet that anybody refers to."""
         if not self._backlog:
             try:
-                self._put(at, data)
+                self._file.put(at, data)
                 return
             except OSError:
                 pass  # commit tries again, and tells
         self._backlog.append((at, bytes(data)))
 
-    def _put(self, at: int, data: bytes | memoryview) -> None:
-        done = 0
-        while done < len(data):
-            done += os.pwrite(self._fd, data[done:], at + done)
-
     def _get(self, at: int, length: int) -> bytes:
         """Bytes on the disk; zeros where there are none."""
-        data = os.pread(self._fd, length, at)
-        return data if len(data) == length else data.ljust(length, b"\0")
+        return self._patience(partial(self._file.get, at, length))
 
 
 def _lay(buffer: memoryview, at: int, start: int, data: bytes | bytearray) -> None:

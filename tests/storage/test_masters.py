@@ -135,7 +135,7 @@ def written(folder: Path, sinks: list[Hdf5Sink], told: dict[int, list[str]]) -> 
     node = (frames // 2 % len(sinks)).astype(np.int16)
     row = frames // (2 * len(sinks)) * 2 + frames % 2
     table = FrameTable(np.full(12, Fate.SAVED, np.uint8), node, row)
-    masters, problems = write_masters(
+    masters, _, problems = write_masters(
         {"raw": sinks[0]}, context_of(folder / "a", SMALL, nb_frames=12), {"raw": table},
         {rank: {"raw": files} for rank, files in told.items()}, Ending("completed"),
     )  # fmt: skip
@@ -175,7 +175,7 @@ def test_frames_whose_acquisition_node_is_lost_are_shown_if_they_lie_in_the_file
     fate = np.repeat([Fate.SAVED, Fate.NODE_LOST, Fate.NOT_SAVED], [4, 6, 2]).astype("u1")
     row = np.where(fate == Fate.SAVED, np.arange(12), -1)
     table = FrameTable(fate, np.where(row < 0, -1, 0).astype("i2"), row)
-    masters, problems = write_masters(
+    masters, _, problems = write_masters(
         {"raw": sink}, context, {"raw": table}, {0: {"raw": sink.files}}, Ending("failed")
     )
     assert problems == []

@@ -125,10 +125,12 @@ def test_files_of_two_prefixes_or_nodes_never_have_one_name(
 
 def test_masters_and_what_is_not_finished_lie_at_a_prefix_too(tmp_path: Path) -> None:
     names = ["s_0_00000.h5", "s_0_00001.h5.part", "s_10_00000.raw", "s_master.h5",
-             "s_master.h5.part", "s_master.json"]  # fmt: skip
+             "s_master.h5.part", "s_master.json", "s_journal_0.part",
+             "s_journal_12.part"]  # fmt: skip
     others = ["s", "s.h5", "s_0_00000", "s_0_0000.h5", "s_a_00000.h5", "s_0_00000.h5.bak",
               "s_0_00000.part", "s_master.part", "s_master", "s2_0_00000.h5", "s_x_0_00000.h5",
-              "s_x_master.h5", "s_0_00000.h5\n"]  # fmt: skip
+              "s_x_master.h5", "s_0_00000.h5\n", "s_journal_0", "s_journal_a.part",
+              "s_x_journal_0.part", "s_journal_0.part\n"]  # fmt: skip
     for name in (*names, *others):
         (tmp_path / name).touch()
     assert [path.name for path in files_at(tmp_path / "s")] == names

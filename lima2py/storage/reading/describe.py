@@ -32,6 +32,7 @@ def describe_plain(path: str | Path) -> dict[str, Any]:
             "name": facts.name,
             "outcome": file.outcome,
             "errors": file.errors,
+            "put_aside": file.put_aside,
             "started": file.started,
             "ended": file.ended,
             "host": facts.host,
@@ -85,6 +86,7 @@ def describe(path: str | Path) -> str:
         facts = file.facts
         what = f"{file.outcome}" if file.is_master else f"file of node {file.node} alone"
         lines = [f'{file.path.name}: run "{facts.name}" ({facts.run[:8]}), {what}']
+        lines += _row("put aside", [file.put_aside] if file.put_aside else [])
         for sink in file.sinks:
             with RunFile(path, sink) as opened:
                 lines += _saved(opened)

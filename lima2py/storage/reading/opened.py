@@ -140,6 +140,11 @@ class OpenedFile:
         return self.read(lambda: self._ours["errors"].asstr()[:].tolist())
 
     @property
+    def put_aside(self) -> str | None:
+        """Why its frames were put aside as poison; None for any other file."""
+        return self.read(lambda: text_of(self._ours["why"]) if "why" in self._ours else None)
+
+    @property
     def started(self) -> str:
         """When the run was started, ISO 8601; before a master is written, when it was prepared."""
         return self.read(lambda: text_of(self._entry["start_time"]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lima2py.frame import Block, FrameSpec
-from lima2py.memory import BLOCK_BYTES, MAX_FRAMES_PER_BLOCK
+from lima2py.ring import BLOCK_BYTES, MAX_FRAMES_PER_BLOCK
 from lima2py.source import Source
 from lima2py.storage.reading.run_file import RunFile
 

@@ -13,8 +13,9 @@ import errno
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field, PrivateAttr
@@ -32,9 +33,11 @@ from lima2py.storage.names import (
     PART,
     check_node_template,
     check_template,
+    journals_of,
     node_path,
 )
-from lima2py.storage.steady import lock
+from lima2py.storage.patience import Patience
+from lima2py.storage.steady import LockedFile
 from lima2py.task import RunContext, Sink
 
 FORMAT = "lima2py flat 1"
@@ -58,6 +61,7 @@ class SaveFlat(Sink):
     """After so many frames a node begins the next file; 0: never."""
 
     _run: RunContext = PrivateAttr()
+    _patience: Patience = PrivateAttr(default_factory=Patience)
     _file: _FlatFile | None = PrivateAttr(default=None)
     _paths: list[str] = PrivateAttr(default_factory=list)
     _rows: int = PrivateAttr(default=0)
@@ -77,6 +81,7 @@ class SaveFlat(Sink):
     def start(self, run: RunContext) -> None:
         """Make the first file."""
         self._run = run
+        self._patience = Patience.of(self, run)
         self._begin()
 
     @property
@@ -89,9 +94,20 @@ class SaveFlat(Sink):
         """See `Sink.files`."""
         return list(self._paths)
 
+    @property
+    def remarks(self) -> list[str]:
+        """See `Sink`."""
+        return self._patience.remarks
+
+    @property
+    def waiting(self) -> str:
+        """See `Sink`."""
+        return self._patience.waiting
+
     def write(self, block: Block, *others: Block) -> int:
         """See `Sink.write`."""
         first, done = self._rows, 0
+        self._patience.begun = True
         while done < block.count:
             file = self._file
             if file is None or 0 < self.frames_per_file <= file.rows:
@@ -122,7 +138,7 @@ class SaveFlat(Sink):
         prefix = self._run.paths[self._run.task]
         named = node_path(prefix, self.node_file, self._run, len(self._paths))
         path = f"{named.removesuffix('.h5')}.raw"
-        self._file = _FlatFile(path, self._spec, self._run, self._rows)
+        self._file = _FlatFile(path, self._spec, self._run, self._rows, self._patience)
         self._paths.append(path)
         return self._file
 
@@ -130,8 +146,11 @@ class SaveFlat(Sink):
 class _FlatFile:
     """One binary file and its JSON, being written."""
 
-    def __init__(self, path: str, spec: FrameSpec, run: RunContext, first_row: int):
+    def __init__(
+        self, path: str, spec: FrameSpec, run: RunContext, first_row: int, patience: Patience
+    ):
         self.path = path
+        self._patience = patience
         self.rows = 0
         self._spec = spec
         self._fill = fill_value(spec.dtype)
@@ -141,6 +160,7 @@ class _FlatFile:
             **_about(spec),
             "first_row": first_row,
             "master": f"{os.path.basename(run.paths[run.task])}{FLAT_MASTER}",
+            "journals": journals_of(run.paths, os.path.dirname(path)),
             "spec": spec.plain(),
             "run": run.plain(),
         }
@@ -148,10 +168,9 @@ class _FlatFile:
             for name in (path, records_of(path)):
                 if os.path.lexists(name):
                     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
-            self._data: BinaryIO = open(self._names[0], "xb", buffering=0)
-            lock(self._data.fileno())
+            self._data = patience(lambda: LockedFile(self._names[0]))
             try:
-                self._records: BinaryIO = open(self._names[1], "xb", buffering=0)
+                self._records = patience(lambda: LockedFile(self._names[1]))
             except BaseException:
                 self._data.close()
                 os.unlink(self._names[0])
@@ -203,16 +222,13 @@ class _FlatFile:
                 self._records.close()
             for name in reversed(self._names):  # the JSON first: `recover` goes by the other
                 if self.rows:
-                    os.rename(name, name.removesuffix(PART))
+                    self._patience(partial(os.rename, name, name.removesuffix(PART)))
                 else:
                     os.unlink(name)
         return bool(self.rows)
 
-    @staticmethod
-    def _put(file: BinaryIO, at: int, content: bytes | memoryview) -> None:
-        view, done = memoryview(content), 0
-        while done < len(view):
-            done += os.pwrite(file.fileno(), view[done:], at + done)
+    def _put(self, file: LockedFile, at: int, content: bytes | memoryview) -> None:
+        self._patience(partial(file.put, at, content))
 
 
 def write_flat_master(path: str, products: Sequence[Saved], ending: Ending) -> list[str]:
@@ -227,7 +243,7 @@ def write_flat_master(path: str, products: Sequence[Saved], ending: Ending) -> l
     for rank, paths in product.node_files.items():
         for raw_path in paths:
             try:
-                first_row = _head_of(raw_path)["first_row"]
+                first_row = head_of(raw_path)["first_row"]
             except (OSError, ValueError, KeyError) as error:
                 problems.append(f"{raw_path} cannot be read: {error}")
                 continue
@@ -269,7 +285,7 @@ def records_of(path: str) -> str:
     return f"{path.removesuffix('.raw')}.jsonl"
 
 
-def _head_of(path: str) -> dict[str, Any]:
+def head_of(path: str) -> dict[str, Any]:
     """The first line of the JSON beside a binary file."""
     with open(existing(records_of(path)), encoding="utf-8") as file:
         head: dict[str, Any] = json.loads(file.readline())
@@ -285,7 +301,7 @@ def read_flat(path: str) -> tuple[NodeEntry, str]:
     Raises:
         OSError, ValueError, KeyError: if they cannot be read.
     """
-    head = _head_of(path)
+    head = head_of(path)
     spec = FrameSpec.from_plain(head["spec"])
     length = os.path.getsize(existing(path)) // max(1, spec.nbytes)
     index: list[int] = []

@@ -3,7 +3,7 @@
 A file is called `....h5.part` until it is closed and has been looked at again. Its rows are safe
 once `flush` has returned: data first, then the records that speak of them. A full disk shows at the
 next `flush`, not at once: until then HDF5 believes that all is well (see `steady`), and the rows
-keep their numbers.
+keep their numbers. With patience, `flush` returns when there is room again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from lima2py.frame import Block, FrameSpec
 from lima2py.storage.entry import alone
 from lima2py.storage.failures import telling
 from lima2py.storage.layout import entry_of, link, new_entry, new_file, safe_text
-from lima2py.storage.names import PART, master_path
+from lima2py.storage.names import PART, journals_of, master_path
+from lima2py.storage.patience import Patience
 from lima2py.storage.saving.records import Records
 from lima2py.storage.saving.rows import Rows
 from lima2py.storage.steady import SteadyFile
@@ -58,16 +59,19 @@ class NodeFiles:
     Args:
         path_of: the path of the file of a number, with its suffix.
         limits: when the next file begins.
+        patience: with a disk that refuses.
 
     Attributes:
         files: the paths of all that were begun and hold a frame, without `.part`.
+        patience: as given.
 
     Raises:
         StorageError: from every method, if the disk or HDF5 refuses.
     """
 
-    def __init__(self, path_of: Callable[[int], str], limits: Limits):
+    def __init__(self, path_of: Callable[[int], str], limits: Limits, patience: Patience):
         self.files: list[str] = []
+        self.patience = patience
         self._path_of = path_of
         self._limits = limits
         self._products: dict[str, Product] = {}
@@ -76,9 +80,12 @@ class NodeFiles:
         self._closed: set[str] = set()
 
     @classmethod
-    def of(cls, run: RunContext, path_of: Callable[[int], str], limits: Limits) -> Self:
+    def of(
+        cls, run: RunContext, path_of: Callable[[int], str], limits: Limits, patience: Patience
+    ) -> Self:
         """Those that the sinks of a node have in common at the prefix of this one."""
-        found = run.shared.setdefault(f"files at {run.paths[run.task]}", cls(path_of, limits))
+        key = f"files at {run.paths[run.task]}"
+        found = run.shared.setdefault(key, cls(path_of, limits, patience))
         assert isinstance(found, cls)  # noqa: S101 - for the type checker
         return found
 
@@ -91,9 +98,15 @@ class NodeFiles:
             self._file.discard()
         self._file = self._begin()
 
+    @property
+    def first_sink(self) -> str:
+        """Of those that share the files, the one that speaks for all."""
+        return next(iter(self._products))
+
     def append(self, sink: str, block: Block, *others: Block) -> int:
         """Write the frames of a block, absent ones too; returns the row of the first."""
         first = self._rows[sink]
+        self.patience.begun = True
         if self._file is not None and not any(self._limits):
             self._file.append(sink, block, *others)
             self._rows[sink] += block.count
@@ -135,7 +148,7 @@ class NodeFiles:
 
     def _begin(self) -> NodeFile:
         path = self._path_of(len(self.files))
-        file = NodeFile(path, self._products, self._rows)
+        file = NodeFile(path, self._products, self._rows, self.patience)
         self.files.append(path)
         return file
 
@@ -155,20 +168,28 @@ class NodeFile:
         path: of the file when it will be closed; nothing may be there.
         products: what goes into it, by sink.
         first_rows: how many frames of each lie in the files before, by sink.
+        patience: with a disk that refuses.
 
     Raises:
         StorageError: from every method, if the disk or HDF5 refuses.
     """
 
-    def __init__(self, path: str, products: Mapping[str, Product], first_rows: Mapping[str, int]):
+    def __init__(
+        self,
+        path: str,
+        products: Mapping[str, Product],
+        first_rows: Mapping[str, int],
+        patience: Patience,
+    ):
         self.path = path
+        self._patience = patience
         self._part = f"{path}{PART}"
         self._entries: dict[str, _Entry] = {}
         self._dirty = False
         with telling(path, "cannot be made"):
             if os.path.lexists(path):
                 raise FileExistsError(17, os.strerror(17), path)
-            self._disk = SteadyFile(self._part)
+            self._disk = patience(lambda: SteadyFile(self._part, patience))
             try:
                 self._file = h5py.File(self._part, "w", driver="fileobj", fileobj=self._disk)
                 new_file(self._file, next(iter(products.values())).run)
@@ -229,10 +250,8 @@ class NodeFile:
                 self.flush()
                 self._file.close()
                 self._disk.commit()
-                self._look_again()
-                if os.path.lexists(self.path):
-                    raise FileExistsError(17, os.strerror(17), self.path)
-                os.rename(self._part, self.path)
+                self._patience(self._look_again)
+                self._patience(self._rename)
             finally:
                 self._file.close()
                 self._disk.close()
@@ -247,6 +266,7 @@ class NodeFile:
             rank=run.rank,
             first_row=first_row,
             master=safe_text(os.path.basename(master_path(run.paths[run.task]))),
+            journals=safe_text(journals_of(run.paths, os.path.dirname(self.path))),
         )
         rows = product.rows(detector)
         records = Records(detector, spec, checksum=product.checksum)
@@ -263,6 +283,11 @@ class NodeFile:
                         f"{self._part} has {len(index)} rows where {entry.count} were written; it"
                         " is left as it is"
                     )
+
+    def _rename(self) -> None:
+        if os.path.lexists(self.path):
+            raise FileExistsError(17, os.strerror(17), self.path)
+        os.rename(self._part, self.path)
 
     def _commit(self) -> None:
         self._file.flush()

@@ -39,7 +39,7 @@ from lima2py.storage.steady import is_being_written
 from lima2py.task import Sink
 
 MAX_NUMBER = 9999
-MUST_AGREE = ("exists", "node_file", "frames_per_file", "bytes_per_file")
+MUST_AGREE = ("exists", "node_file", "frames_per_file", "bytes_per_file", "if_fails")
 """What sinks that write into one file must have in common."""
 ATTEMPTS = 100
 """How often others may take a path between our look and our grasp."""

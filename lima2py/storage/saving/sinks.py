@@ -15,6 +15,7 @@ from lima2py.codec import Codec, Compression, codec
 from lima2py.errors import BadParameter
 from lima2py.frame import Array, Block, FrameSpec, Kind
 from lima2py.storage.names import NODE_FILE, check_node_template, check_template, node_path
+from lima2py.storage.patience import Patience
 from lima2py.storage.saving.node_file import Limits, NodeFiles, Product
 from lima2py.storage.saving.rows import RaggedRows, Rows, Stacked, frames_per_chunk
 from lima2py.task import RunContext, Sink
@@ -69,7 +70,8 @@ class Hdf5Sink(Sink):
         self._run = run
         prefix = run.paths[run.task]
         limits = Limits(self.frames_per_file, self.bytes_per_file)
-        files = NodeFiles.of(run, partial(node_path, prefix, self.node_file, run), limits)
+        path_of = partial(node_path, prefix, self.node_file, run)
+        files = NodeFiles.of(run, path_of, limits, Patience.of(self, run))
         files.add(Product(self.saved, run, self.rows, self.checksum))
         self._files = files
         self._append = partial(files.append, run.task)
@@ -87,6 +89,19 @@ class Hdf5Sink(Sink):
     def files(self) -> list[str]:
         """See `Sink.files`."""
         return list(self._files.files) if self._files is not None else []
+
+    @property
+    def remarks(self) -> list[str]:
+        """See `Sink`."""
+        files = self._files
+        if files is None or files.first_sink != self._run.task:  # that one says it for all
+            return []
+        return files.patience.remarks
+
+    @property
+    def waiting(self) -> str:
+        """See `Sink`."""
+        return self._files.patience.waiting if self._files is not None else ""
 
     def write(self, block: Block, *others: Block) -> int:
         """See `Sink.write`."""
@@ -222,7 +237,7 @@ class SaveSparse(CompressingSink):
     @property
     def remarks(self) -> list[str]:
         """See `Sink`."""
-        return self._room.remarks
+        return [*super().remarks, *self._room.remarks]
 
 
 class SparseRoom:

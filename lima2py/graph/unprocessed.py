@@ -1,0 +1,81 @@
+"""Frames that a task failed on and passed on as they came: noted in whatever is saved of them.
+
+Files have a value for each frame, `unprocessed_` and the name of the task: 1 where the frame, or
+one of those that a product stands for, passed that task as it came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from lima2py.frame import Block
+from lima2py.graph.plan import Plan, Step
+
+COLUMN = "unprocessed_{}"
+_KEPT = 100_000
+"""Frames noted for a task: many more than any product stands for."""
+
+
+class Unprocessed:
+    """Which frames passed which tasks as they came.
+
+    Args:
+        plan: of the tasks.
+        policy: what a task does that does not say (`Policies.task_failure`).
+    """
+
+    def __init__(self, plan: Plan, policy: str):
+        self._frames: dict[str, dict[int, None]] = {}
+        self._may_pass = {
+            plan.steps[number].name
+            for shared in plan.passes
+            for number in shared
+            if _can_pass(plan, plan.steps[number], plan.steps[shared[0]])
+            and (plan.steps[number].task.if_fails or policy) == "pass"
+        }
+        self._before = _before(plan)
+
+    def may_pass(self, task: str) -> bool:
+        """Whether a task hands on the frames that it fails on."""
+        return task in self._may_pass
+
+    def add(self, task: str, frames: Iterable[int]) -> None:
+        """Note frames of the detector that passed a task."""
+        noted = self._frames.setdefault(task, {})
+        noted.update(dict.fromkeys(frames))
+        while len(noted) > _KEPT:
+            del noted[next(iter(noted))]
+
+    def noted(self, block: Block, sink: str) -> Block:
+        """The block that a sink is given, with the notes on its frames."""
+        columns = {}
+        span = block.spec.span
+        for task in self._frames.keys() & self._before[sink] if self._frames else ():
+            places = np.array([*self._frames[task]]) // span - block.index
+            places = places[(places >= 0) & (places < block.count)]
+            if len(places):
+                values = columns[COLUMN.format(task)] = np.zeros(block.count, np.uint8)
+                values[places] = 1
+        return replace(block, columns={**block.columns, **columns}) if columns else block
+
+
+def _can_pass(plan: Plan, step: Step, first: Step) -> bool:
+    """Whether what comes in could be taken for what should come out, and is at hand.
+
+    Between two tasks of a pass over memory nothing is stored.
+    """
+    source = step.sources[0]
+    given = plan.steps[source - 1].spec if source else plan.spec
+    return step.spec == given and source == first.sources[0]
+
+
+def _before(plan: Plan) -> dict[str, set[str]]:
+    """For every task, all those that its input comes from."""
+    before: dict[str, set[str]] = {}
+    for step in plan.steps:
+        names = [plan.steps[source - 1].name for source in step.sources if source]
+        before[step.name] = set(names).union(*(before[name] for name in names))
+    return before
