@@ -10,14 +10,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from lima2py.detector import Detector
 from lima2py.errors import in_words
 from lima2py.graph.flow import Flow
+from lima2py.graph.latency import Histogram
 from lima2py.node.logbook import Logbook
 from lima2py.node.node import Node
 from lima2py.node.outlet import Inline, Outlet
+from lima2py.node.run import private_memory
 from lima2py.storage.logs import Series
 from lima2py.transport import wire
 
@@ -51,6 +53,22 @@ class Rates:
         return rates
 
 
+class Load(NamedTuple):
+    """What a node does.
+
+    Attributes:
+        frames: that passed, per second.
+        busy: by group of tasks, the share of the time it took.
+        cpu: cores that its process keeps busy.
+        memory: private memory of its process, in bytes.
+    """
+
+    frames: float
+    busy: dict[str, float]
+    cpu: float
+    memory: int
+
+
 class Effort:
     """How fast a flow works, and at what it is busy: what a processing node reports."""
 
@@ -60,18 +78,20 @@ class Effort:
             "+".join(flow.plan.steps[number].name for number in shared)
             for shared in flow.plan.passes
         ]
-        self._frames = Rates()
+        self._totals = Rates()
+        self._totals.of({"cpu": time.process_time()})
         self._busy = Rates()
 
     @property
     def is_due(self) -> bool:
         """Whether the last report is a second old."""
-        return self._frames.age >= SAMPLE_EVERY
+        return self._totals.age >= SAMPLE_EVERY
 
-    def report(self) -> tuple[float, dict[str, float]]:
-        """Frames per second since the last report, and the share of time by group of tasks."""
-        frames = self._frames.of({"": self._flow.frames})
-        return frames[""], self._busy.of(dict(zip(self._names, self._flow.spent, strict=True)))
+    def report(self) -> Load:
+        """What was done since the last report."""
+        rates = self._totals.of({"frames": self._flow.frames, "cpu": time.process_time()})
+        busy = self._busy.of(dict(zip(self._names, self._flow.spent, strict=True)))
+        return Load(rates["frames"], busy, rates["cpu"], private_memory())
 
 
 class Observer:
@@ -107,6 +127,7 @@ class Observer:
         self._complain = complain
         self._complained = False
         self._rates = Rates()
+        self._latencies: dict[str, list[int]] = {}
         self._over = threading.Event()
         self._threads = [
             threading.Thread(target=watch, name=f"observe {node.name}", daemon=True)
@@ -128,7 +149,8 @@ class Observer:
 
     def take(self, told: wire.Statistics) -> None:
         """Note what a processing node reported."""
-        self._note_effort(self.names[told.node], told.frames, told.busy)
+        load = Load(told.frames, told.busy, told.cpu, told.memory)
+        self._note_load(self.names[told.node], load)
 
     def stop(self) -> None:
         """Look no more, after a last look at the counters; may be called twice."""
@@ -156,22 +178,40 @@ class Observer:
     def _look_at_counters(self) -> None:
         status = self._status()
         place = f"acquisition/{self._node}"
-        rates = self._rates.of({name: status[name] for name in ("acquired", "settled")})
+        counted = ("acquired", "settled", "cpu_seconds")
+        rates = self._rates.of({name: status[name] for name in counted})
         now = time.time()
+        self.logbook.add(f"{place}/cpu", rates.pop("cpu_seconds"), "", now)
+        self.logbook.add(f"{place}/memory", status["memory"], "B", now)
         for name, rate in rates.items():
             self.logbook.add(f"{place}/frames_{name}", rate, "1/s", now)
+        self.logbook.add(f"{place}/lag", status["lag_seconds"], "s", now)
+        self.logbook.add(f"{place}/waiting", status["waiting"], "", now)
+        for where in ("sink", "tap"):
+            for task, plain in status["latency"][where].items():
+                self._note_latency(f"{place}/latency/{task}", Histogram.of(plain), now)
         if status["slots"]:
             self.logbook.add(f"{place}/ring_fill", status["slots_used"] / status["slots"], "", now)
         for rank, blocks in status["in_flight"].items():
             self.logbook.add(f"{place}/in_flight/{self.names[rank]}", blocks, "", now)
         if self._effort is not None:
-            self._note_effort(self._node, *self._effort.report())
+            self._note_load(self._node, self._effort.report())
 
-    def _note_effort(self, node: str, frames: float, busy: Mapping[str, float]) -> None:
-        now = time.time()
-        self.logbook.add(f"processing/{node}/frames", frames, "1/s", now)
-        for tasks, share in busy.items():
-            self.logbook.add(f"processing/{node}/busy/{tasks}", share, "", now)
+    def _note_latency(self, place: str, latency: Histogram, now: float) -> None:
+        """Note how long frames took that were done since the last look."""
+        before = self._latencies.get(place)
+        self._latencies[place] = latency.counts
+        if latency.counts != before:
+            for name, share in (("p50", 0.5), ("p99", 0.99)):
+                self.logbook.add(f"{place}/{name}", latency.within(share, before), "s", now)
+
+    def _note_load(self, node: str, load: Load) -> None:
+        now, place = time.time(), f"processing/{node}"
+        self.logbook.add(f"{place}/frames", load.frames, "1/s", now)
+        self.logbook.add(f"{place}/cpu", load.cpu, "", now)
+        self.logbook.add(f"{place}/memory", load.memory, "B", now)
+        for tasks, share in load.busy.items():
+            self.logbook.add(f"{place}/busy/{tasks}", share, "", now)
 
     def _look_at_temperatures(self) -> None:
         place = "detector/temperature" if self._alone else f"detector/temperature/{self._node}"
