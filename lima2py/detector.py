@@ -4,10 +4,10 @@ A plugin is one class with parameters as fields. It owns no thread and no queue:
 acquisition thread asks it, by `fill`, to put the next frames into a slot of the ring, and nothing
 else runs in between. The order of calls is
 
-    describe*  prepare  start  (fill | trigger | stop)*  ...  prepare  start  ...  close
+    describe*  prepare  start  (fill | trigger | pause | resume | stop)*  ...  prepare  ...  close
 
-`describe`, `capabilities` and `info` may be called at any time. `stop` and `trigger` come from
-another thread than `fill`. `lima2py.testing.DetectorTests` checks all of it.
+`describe`, `capabilities` and `info` may be called at any time. `stop`, `trigger`, `pause` and
+`resume` come from another thread than `fill`. `lima2py.testing.DetectorTests` checks all of it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,22 @@ from numpy.typing import NDArray
 from pydantic import Field, PrivateAttr
 
 from lima2py.acquisition import Acquisition, TriggerMode
-from lima2py.errors import BadCommand, BadParameter
+from lima2py.errors import BadCommand, BadParameter, DetectorError
 from lima2py.frame import SIZES, Absence, Array, Fate, FrameSpec
 from lima2py.geometry import Affine, Roi
 from lima2py.source import PATIENCE
 from lima2py.units import Model, as_time
+
+CAUSES = frozenset(
+    {
+        Fate.DETECTOR_GAP,
+        Fate.DETECTOR_TIMEOUT,
+        Fate.INCOMPLETE,
+        Fate.CORRUPT,
+        Fate.OVERRUN,
+    }
+)
+"""The causes a plugin may give for a frame without data."""
 
 
 class ModulePlace(Model):
@@ -77,6 +88,7 @@ class Capabilities(NamedTuple):
         max_frames: the most frames of one acquisition; None if there is no limit.
         ends: whether it has an end of its own (recorded frames): nb_frames 0 is all it has.
         columns: per-frame values it adds besides the timestamp: name and dtype.
+        pauses: whether its internal clock can be held (`Detector.pause`).
     """
 
     triggers: frozenset[TriggerMode] = frozenset({TriggerMode.INTERNAL})
@@ -87,6 +99,7 @@ class Capabilities(NamedTuple):
     max_frames: int | None = None
     ends: bool = False
     columns: Mapping[str, str] = {}
+    pauses: bool = False
 
     def check(self, acquisition: Acquisition, info: DetectorInfo) -> None:
         """Refuse what the detector cannot do.
@@ -150,9 +163,9 @@ class Share(NamedTuple):
         return self.group - index % self.group
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Slot:
-    """Room for the next frames, to be filled by the plugin.
+    """Room for the next frames, to be filled by the plugin: written into, never replaced.
 
     Attributes:
         index: the number of the first frame.
@@ -167,7 +180,7 @@ class Slot:
     index: int
     data: Array
     timestamps: NDArray[np.float64]
-    columns: dict[str, Array] = field(default_factory=dict)
+    columns: Mapping[str, Array] = field(default_factory=dict)
     absences: dict[int, Absence] = field(default_factory=dict)
 
     @property
@@ -183,8 +196,18 @@ class Slot:
         self.columns[SIZES][offset] = len(payload)
 
     def absent(self, offset: int, cause: Fate, who: str, detail: str = "") -> None:
-        """Say that a frame has no data, and why; it counts as filled."""
-        self.absences[offset] = Absence(cause, who, detail)
+        """Say that a frame has no data, and why (one of `CAUSES`); it counts as filled.
+
+        Raises:
+            DetectorError: if there is no such frame here, or a detector cannot say that.
+        """
+        if not 0 <= offset < self.room or cause not in CAUSES:
+            allowed = ", ".join(fate.word for fate in sorted(CAUSES))
+            raise DetectorError(
+                f"{who} said {cause!r} of offset {offset} in a slot for {self.room} frames; it may"
+                f" say of its frames: {allowed}; this is a fault of the plugin"
+            )
+        self.absences[offset] = Absence(Fate(cause), str(who), str(detail))
 
 
 class Detector(Model, ABC):
@@ -255,6 +278,18 @@ class Detector(Model, ABC):
             BadCommand: if the detector has no software trigger.
         """
         raise BadCommand(f"detector {self.info.name} has no software trigger")
+
+    def pause(self) -> None:
+        """Hold the internal clock: expose nothing more until `resume`. Called from any thread.
+
+        Frames that were exposed already still come; no number is passed over. Only called when
+        `Capabilities.pauses`, with the trigger mode internal, between `start` and `stop`.
+        """
+        raise BadCommand(f"detector {self.info.name} cannot pause")
+
+    def resume(self) -> None:
+        """Let the internal clock go on with the next frame. Called from any thread."""
+        raise BadCommand(f"detector {self.info.name} cannot pause")
 
     def temperatures(self) -> dict[str, float]:
         """Temperatures in degrees Celsius, by name; may be asked at any time."""

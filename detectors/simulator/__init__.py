@@ -48,7 +48,7 @@ class Simulator(Detector):
 
     What a frame shows depends on the parameters and its index alone, so any number of acquisition
     nodes together give the same frames as one. An expo_time of 1 us means as fast as possible. A
-    slow pipeline loses nothing: the simulator waits for it.
+    slow pipeline loses nothing: the simulator waits for it, unless it has a `buffer`.
     """
 
     shape: tuple[Positive, Positive] = (512, 512)
@@ -93,6 +93,9 @@ class Simulator(Detector):
     """Period of the external trigger signal, in seconds; as fast as the frames of one trigger
     allow when not given. The first pulse comes at the start."""
 
+    buffer: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """How many frames the detector keeps until they are read; older ones are lost (`overrun`). It
+    keeps all when not given."""
     drop: tuple[Count, ...] = ()
     """Frames that the detector skips."""
     drop_every: Positive | None = None
@@ -113,6 +116,7 @@ class Simulator(Detector):
     _faults: dict[int, tuple[Fate, str]] = PrivateAttr(default_factory=dict)
     _faulty: list[int] = PrivateAttr(default_factory=list)
     _wall: float = PrivateAttr(0.0)
+    _next: int = PrivateAttr(0)
     _woken: threading.Event = PrivateAttr(default_factory=threading.Event)
 
     @model_validator(mode="after")
@@ -165,6 +169,7 @@ class Simulator(Detector):
         return Capabilities(
             triggers=frozenset({TriggerMode.INTERNAL, TriggerMode.SOFTWARE, TriggerMode.EXTERNAL}),
             roi=True,
+            pauses=True,
         )
 
     def describe(self, acquisition: Acquisition) -> FrameSpec:
@@ -240,6 +245,7 @@ class Simulator(Detector):
             raise BadCommand(f"detector {self._who} cannot start: prepare it first")
         now = time.monotonic()
         self._wall = time.time() - now
+        self._next = 0
         if acquisition.trigger_mode is TriggerMode.SOFTWARE:
             self._clock = Triggers(acquisition, self._who)
         elif acquisition.trigger_mode is TriggerMode.EXTERNAL:
@@ -269,7 +275,18 @@ class Simulator(Detector):
         count = self._write(pattern, slot, times.size)
         slot.timestamps[:count] = self._wall + times[:count]
         self._spoil(slot, count)
+        if self.buffer is not None:
+            last = int(min(slot.index + count, acquisition.last - self.buffer))  # newer ones come
+            self._lose(clock, slot, max(0, last - slot.index), self.buffer)
+        self._next = slot.index + count
         return count
+
+    def _lose(self, clock: Clock, slot: Slot, count: int, buffer: int) -> None:
+        """Mark those of the first frames that were written over: so many newer ones have come."""
+        newer = clock.due(slot.index, count + buffer)[buffer:]
+        for offset in np.flatnonzero(newer <= time.monotonic()).tolist():
+            detail = f"not read in time: the detector keeps {buffer} frames"
+            slot.absent(offset, Fate.OVERRUN, self._who, detail)
 
     def _write(self, pattern: Pattern, slot: Slot, count: int) -> int:
         """Put frames into a slot; returns how many."""
@@ -318,6 +335,25 @@ class Simulator(Detector):
             )
         clock.trigger(time.monotonic())
         self._woken.set()
+
+    def pause(self) -> None:
+        """See `Detector`: the next frame is the first that is held, exposed or not."""
+        self._internal_clock().hold(self._next)
+
+    def resume(self) -> None:
+        """See `Detector`: the timestamps jump."""
+        self._internal_clock().release(time.monotonic())
+        self._woken.set()
+
+    def _internal_clock(self) -> Pulses:
+        clock, acquisition = self._clock, self._acquisition
+        internal = acquisition is not None and acquisition.trigger_mode is TriggerMode.INTERNAL
+        if not internal or not isinstance(clock, Pulses) or self.stopping:
+            raise BadCommand(
+                f"detector {self._who} cannot pause: it has not been started with trigger_mode"
+                " internal"
+            )
+        return clock
 
     def temperatures(self) -> dict[str, float]:
         """See `Detector`."""

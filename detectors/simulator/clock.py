@@ -33,7 +33,7 @@ class Clock(ABC):
 
 
 class Pulses(Clock):
-    """A burst of frames at every pulse; the first pulse comes at the start.
+    """A burst of frames at every pulse; the first pulse comes at the start. Can be held.
 
     Args:
         start: of the acquisition.
@@ -45,15 +45,30 @@ class Pulses(Clock):
     def __init__(
         self, start: float, acquisition: Acquisition, frames_per_pulse: int, pulse_period: float
     ):
-        self._start = start
         self._acquisition = acquisition
         self._frames_per_pulse = frames_per_pulse
         self._pulse_period = pulse_period
+        # From this pulse on, pulse 0 counts as given at this time. Never changed, only replaced:
+        # another thread may be reading.
+        self._since = np.array([0]), np.array([start])
+
+    def hold(self, first: int) -> None:
+        """Let the first pulse that gives no frame before `first` not come until `release`."""
+        pulses, starts = self._since
+        pulse = -(-first // self._frames_per_pulse)
+        self._since = np.append(pulses, pulse), np.append(starts, math.inf)
+
+    def release(self, now: float) -> None:
+        """Let the pulse that is held come now, and the others after it."""
+        pulses, starts = self._since
+        self._since = pulses, np.append(starts[:-1], now - pulses[-1] * self._pulse_period)
 
     def due(self, first: int, count: int) -> Times:
         """See `Clock`."""
         pulse, place = np.divmod(np.arange(first, first + count), self._frames_per_pulse)
-        begin = self._start + pulse * self._pulse_period
+        pulses, starts = self._since
+        start = starts[pulses.searchsorted(pulse, side="right") - 1]
+        begin = start + pulse * self._pulse_period
         return begin + place * self._acquisition.period + self._acquisition.expo_time
 
 

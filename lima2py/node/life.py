@@ -1,5 +1,8 @@
 """The life of a run: its states, and the one table of commands that lead from state to state.
 
+                                          PAUSED ───────────┐
+                                       pause ▲ │ resume    stop
+                                             │ ▼            ▼
     IDLE ──prepare──► PREPARED ──start──► RUNNING ──stop──► STOPPING
       ▲                  │                   │                  │
       └──────reset───────┘                   └──────finish──────┴──► IDLE
@@ -12,11 +15,8 @@ was. No command waits for the run's thread; the thread's last act is `finish` or
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Iterable
 from enum import Enum
-from typing import NamedTuple
 
 from transitions import MachineError
 from transitions.extensions import LockedMachine
@@ -30,6 +30,7 @@ class State(Enum):
     IDLE = "idle"
     PREPARED = "prepared"
     RUNNING = "running"
+    PAUSED = "paused"
     STOPPING = "stopping"
     FAULT = "fault"
 
@@ -43,27 +44,21 @@ class Outcome(Enum):
     FAILED = "failed"
 
 
-_ALL = [State.IDLE, State.PREPARED, State.RUNNING, State.STOPPING, State.FAULT]
+ACTIVE = (State.RUNNING, State.PAUSED, State.STOPPING)
+"""The states of a run that goes on."""
 
 TRANSITIONS: list[tuple[str, list[State], State]] = [
     # command    from                                               to
     ("prepare", [State.IDLE, State.PREPARED], State.PREPARED),
     ("start", [State.PREPARED], State.RUNNING),
-    ("stop", [State.RUNNING, State.STOPPING], State.STOPPING),
-    ("finish", [State.RUNNING, State.STOPPING], State.IDLE),
-    ("fail", _ALL, State.FAULT),
+    ("pause", [State.RUNNING], State.PAUSED),
+    ("resume", [State.PAUSED], State.RUNNING),
+    ("stop", [*ACTIVE], State.STOPPING),
+    ("finish", [*ACTIVE], State.IDLE),
+    ("fail", [*State], State.FAULT),
     ("reset", [State.IDLE, State.PREPARED, State.FAULT], State.IDLE),
 ]
 """Every command, the states it is allowed in, and the state it leads to."""
-
-
-class Event(NamedTuple):
-    """One line of a life's story."""
-
-    time: float
-    before: State
-    command: str
-    after: State
 
 
 class _Place:
@@ -81,8 +76,6 @@ class Life:
 
     def __init__(self, who: str):
         self.who = who
-        self.story: list[Event] = []
-        self._changed = threading.Condition()
         self._place = _Place()
         self._machine = LockedMachine(
             model=self._place,
@@ -106,14 +99,10 @@ class Life:
         Raises:
             BadCommand: naming the state and what is possible in it.
         """
-        with self._changed:
-            before = self.state
-            try:
-                self._machine.events[command].trigger(self._place)
-            except MachineError:
-                raise BadCommand(self.refusal(command)) from None
-            self.story.append(Event(time.time(), before, command, self.state))
-            self._changed.notify_all()
+        try:
+            self._machine.events[command].trigger(self._place)
+        except MachineError:
+            raise BadCommand(self.refusal(command)) from None
 
     def check(self, command: str) -> None:
         """Refuse a command that `do` would refuse, before work is done for it.
@@ -129,24 +118,17 @@ class Life:
         can = ", ".join(allowed(self.state))
         return f"{self.who} cannot {command} while {self.state.value}; it can: {can}"
 
-    def wait(self, states: Iterable[State], timeout: float | None = None) -> bool:
-        """Wait until the state is one of some; whether it came to that in time."""
-        wanted = frozenset(states)
-        with self._changed:
-            return self._changed.wait_for(lambda: self.state in wanted, timeout)
-
 
 def allowed(state: State) -> list[str]:
-    """The commands a state allows, `fail` left out: nobody asks for it."""
-    return [
-        command for command, sources, _ in TRANSITIONS if state in sources and command != "fail"
-    ]
+    """The commands a state allows, but those that nobody gives: `finish` and `fail`."""
+    own = ("finish", "fail")
+    return [name for name, sources, _ in TRANSITIONS if state in sources and name not in own]
 
 
 def aggregate(states: Iterable[State]) -> State:
-    """The one state that stands for several: the worst, then the busiest."""
+    """The one state that stands for several: the worst, then the one that explains the others."""
     found = set(states)
-    for state in (State.FAULT, State.STOPPING, State.RUNNING):
+    for state in (State.FAULT, State.STOPPING, State.PAUSED, State.RUNNING):
         if state in found:
             return state
     return State.PREPARED if found == {State.PREPARED} else State.IDLE

@@ -26,22 +26,14 @@ import pytest
 
 from lima2py.acquisition import Acquisition, TriggerMode
 from lima2py.codec import Encoding, decode
-from lima2py.detector import Detector, Share, Slot
+from lima2py.detector import CAUSES, Detector, Share, Slot
 from lima2py.errors import BadCommand, BadParameter
-from lima2py.frame import SIZES, Absence, Array, Fate, Frame, FrameSpec
+from lima2py.frame import SIZES, Absence, Array, Frame, FrameSpec
 from lima2py.geometry import Roi
 from lima2py.source import PATIENCE
 
 ALONE = Share()
 """The share of the only acquisition node: all frames."""
-SAID_BY_DETECTORS = {
-    Fate.DETECTOR_GAP,
-    Fate.DETECTOR_TIMEOUT,
-    Fate.INCOMPLETE,
-    Fate.CORRUPT,
-    Fate.OVERRUN,
-}
-"""The causes a plugin may give for a frame without data."""
 
 
 def read_all(
@@ -345,7 +337,7 @@ class DetectorTests:
                 assert (frame.data.shape, frame.data.dtype) == (spec.saved_shape, spec.dtype)
             else:
                 assert isinstance(frame.absence, Absence)
-                assert frame.absence.cause in SAID_BY_DETECTORS
+                assert frame.absence.cause in CAUSES
                 assert frame.absence.who
 
     @pytest.mark.parametrize("rooms", [(1,), (1024,), (3, 1, 2)], ids=str)
@@ -459,6 +451,47 @@ class DetectorTests:
         detector.prepare(self.acquisition(detector), ALONE)
         detector.close()
         detector.close()
+
+    # Pause
+
+    def test_a_pause_holds_frames_back_and_loses_none(self, detector: Detector) -> None:
+        """Soon no frame comes any more; after the pause they go on where they were."""
+        spec, seen = self._pause(detector)
+        detector.resume()
+        seen += self._rest(detector, spec, len(seen), len(seen) + 5)
+        detector.stop()
+        assert [frame.index for frame in seen] == list(range(len(seen)))
+        if self.repeatable:
+            asked = self._internal(detector, len(seen))
+            assert_same(seen, self.read(detector, asked))
+
+    def test_a_stop_ends_a_pause(self, detector: Detector) -> None:
+        """A detector that is held can be stopped, and begin afresh."""
+        spec, seen = self._pause(detector)
+        detector.stop()
+        self._rest(detector, spec, len(seen), len(seen) + 1000)
+        assert len(self.read(detector, self.acquisition(detector))) == self.nb_frames
+
+    def _internal(self, detector: Detector, nb_frames: int) -> Acquisition:
+        mode = TriggerMode.INTERNAL
+        return self.acquisition(detector, trigger_mode=mode, nb_frames=nb_frames)
+
+    def _pause(self, detector: Detector) -> tuple[FrameSpec, list[Frame]]:
+        """Start, and pause; what came until nothing came any more."""
+        capabilities = detector.capabilities
+        if not capabilities.pauses or TriggerMode.INTERNAL not in capabilities.triggers:
+            pytest.skip("its own clock cannot be held")
+        acquisition = self._internal(detector, capabilities.max_frames or 0)
+        _, spec = prepare_and_start(detector, acquisition)
+        seen = self._rest(detector, spec, 0, 1)
+        detector.pause()
+        until, quiet = time.monotonic() + self.patience, 0
+        while quiet < 3:
+            got = fill_once(detector, spec, len(seen), 4) or []
+            seen += got
+            quiet = 0 if got else quiet + 1
+            assert time.monotonic() < until, "frames go on to come after pause"
+        return spec, seen
 
     # Triggers
 

@@ -12,6 +12,7 @@ from pydantic import ConfigDict
 
 from lima2py.acquisition import Acquisition, TriggerMode
 from lima2py.detector import Capabilities, DetectorInfo, ModulePlace, Share, Slot
+from lima2py.errors import DetectorError
 from lima2py.frame import Fate
 from lima2py.testing.detectors import DetectorTests
 
@@ -100,6 +101,36 @@ class NeedsNoTrigger(Simulator):
         super().trigger()
 
 
+class KnowsNoPause(Simulator):
+    def pause(self) -> None:
+        return
+
+
+class KnowsNoResume(Simulator):
+    def resume(self) -> None:
+        return
+
+
+class BeginsAgainAfterAPause(Simulator):
+    _pauses: int = 0
+
+    def pause(self) -> None:
+        super().pause()
+        self._pauses += 1
+
+    def fill(self, slot: Slot) -> int | None:
+        count = super().fill(slot)
+        slot.data[: count or 0] += self._pauses
+        return count
+
+
+class SleepsThroughAStop(Simulator):
+    def pause(self) -> None:
+        self._stopping = threading.Event()  # that of the base class is not set any more
+        self._stopping.set = lambda: None  # type: ignore[method-assign]
+        super().pause()
+
+
 class Overlaps(Simulator):
     @property
     def info(self) -> DetectorInfo:
@@ -146,6 +177,10 @@ class ForgetsWhatWasAsked(Simulator):
         (TakesAnyTrigger, "test_a_trigger_out_of_place_is_refused"),
         (TakesAnyTrigger, "test_a_software_trigger_releases_its_frames_and_no_more"),
         (NeedsNoTrigger, "test_a_software_trigger_releases_its_frames_and_no_more"),
+        (KnowsNoPause, "test_a_pause_holds_frames_back_and_loses_none"),
+        (KnowsNoResume, "test_a_pause_holds_frames_back_and_loses_none"),
+        (BeginsAgainAfterAPause, "test_a_pause_holds_frames_back_and_loses_none"),
+        (SleepsThroughAStop, "test_a_stop_ends_a_pause"),
         (Overlaps, "test_info_is_consistent"),
         (AllowsEverything, "test_what_it_cannot_do_is_refused"),
         (IgnoresUnknownFields, "test_unknown_parameters_are_refused"),
@@ -156,7 +191,7 @@ class ForgetsWhatWasAsked(Simulator):
 def test_a_faulty_plugin_does_not_pass(plugin: type[Simulator], test: str) -> None:
     detector = plugin(shape=(30, 40), pattern="verifiable")
     try:
-        with pytest.raises((AssertionError, pytest.fail.Exception)):
+        with pytest.raises((AssertionError, DetectorError, pytest.fail.Exception)):
             getattr(Suite(), test)(detector)
     finally:
         detector._stopping.set()

@@ -390,6 +390,61 @@ def test_frames_come_when_their_exposure_ends(watch: Watch) -> None:
     assert fill_once(detector, spec, 4, 4) is None
 
 
+def test_what_is_not_read_in_time_is_lost_when_the_buffer_is_full(watch: Watch) -> None:
+    detector = simulator(buffer=3, name="it")
+    _, spec = prepare_and_start(detector, Acquisition(nb_frames=12, expo_time=1.0))
+    watch.now = 103.5  # frames 0, 1 and 2 have come, and fit
+    assert [frame.absence for frame in take(detector, spec, 0, 1)] == [None]
+    watch.now = 108.5  # 3 to 7 have come: 5, 6 and 7 are kept
+    frames = take(detector, spec, 1, 6) + take(detector, spec, 7, 6)
+    assert [frame.index for frame in frames if frame.absence] == [1, 2, 3, 4]
+    assert frames[0].absence == (
+        Fate.OVERRUN, "it", "not read in time: the detector keeps 3 frames"
+    )  # fmt: skip
+    watch.now = 1000.0
+    frames = take(detector, spec, 8, 9)
+    assert [frame.absence is None for frame in frames] == [False, True, True, True]
+
+
+def test_a_pause_moves_the_frames_after_it_and_no_others(watch: Watch) -> None:
+    detector = simulator()
+    _, spec = prepare_and_start(detector, Acquisition(nb_frames=8, expo_time=1.0))
+    watch.now = 103.5
+    assert len(take(detector, spec, 0, 2)) == 2
+    detector.pause()
+    watch.now = 150.0
+    assert take(detector, spec, 2, 4) == []
+    detector.resume()
+    assert take(detector, spec, 2, 4) == []
+    watch.now = 151.0
+    assert [frame.timestamp - 1.6e9 for frame in take(detector, spec, 2, 4)] == [151]
+    detector.pause()
+    detector.resume()  # at once: the exposure begins afresh
+    watch.now = 153.5
+    assert [frame.timestamp - 1.6e9 for frame in take(detector, spec, 3, 4)] == [152, 153]
+    detector.stop()
+    with pytest.raises(BadCommand, match="simulator cannot pause: it has not been started"):
+        detector.pause()
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.floats(0, 10)), max_size=6))
+def test_however_often_it_is_held_frames_stay_in_order_and_a_period_apart(
+    holds: list[tuple[int, float]],
+) -> None:
+    acquisition = Acquisition(expo_time=1.0)
+    clock, first, now = Pulses(0.0, acquisition, 1, 1.0), 0, 0.0
+    for frames, pause in holds:
+        first += frames
+        now = max(now, *clock.due(0, first)) if first else now  # those before have come
+        clock.hold(first)
+        assert np.isinf(clock.due(first, 3)).all()
+        now += pause
+        clock.release(now)
+    due = clock.due(0, first + 10)
+    assert (np.diff(due) > 1 - 1e-6).all()
+    assert np.isfinite(due).all()
+
+
 def test_external_pulses_come_at_their_own_period(watch: Watch) -> None:
     detector = simulator(pulse_period=10.0)
     acquisition = Acquisition(
