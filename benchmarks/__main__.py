@@ -24,7 +24,7 @@ import numba
 import numpy
 import zmq
 
-from benchmarks import azimuthal, overhead, peers, processing, saving, scaling, transport
+from benchmarks import azimuthal, model, overhead, peers, processing, saving, scaling, transport
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,10 @@ def entries(quick: bool) -> Iterator[Entry]:
     yield Entry(
         "two processing nodes, against one", 1.7,
         lambda folder: scaling.two_nodes_against_one(folder, 2 * frames), few=True,
+    )  # fmt: skip
+    yield Entry(
+        "model: the predicted rate of two processing nodes, off by", 33, model.rate_error, "%",
+        at_most=True, few=True,
     )  # fmt: skip
     yield from saving_entries(frames)
     for nodes in (0, 1):

@@ -23,7 +23,7 @@ from lima2py.graph.definition import parse_graph
 from lima2py.graph.flow import Flow
 from lima2py.graph.plan import Plan
 from lima2py.kernels.sparsify import SPARE, sparsify
-from lima2py.memory import RingShape
+from lima2py.ring import RingShape
 from lima2py.task import RunContext
 
 Array = NDArray[Any]

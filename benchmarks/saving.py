@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.processing import EIGER_1M
 from lima2py.codec import Compression, codec
 from lima2py.frame import Array, Block, Fate, FrameSpec
-from lima2py.memory import BLOCK_BYTES, MAX_FRAMES_PER_BLOCK
+from lima2py.ring import BLOCK_BYTES, MAX_FRAMES_PER_BLOCK
 from lima2py.storage.layout import entry_of
 from lima2py.storage.masters.master import Ending, FrameTable, Saved, write_master
 from lima2py.storage.names import master_path

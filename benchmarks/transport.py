@@ -18,10 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lima2py.frame import Block, FrameSpec
-from lima2py.memory import Handle, Ring, RingShape, Shared
+from lima2py.memory import Handle, Shared
+from lima2py.policies import Policies
+from lima2py.ring import Arena, Ring, RingShape
 from lima2py.transport import wire
+from lima2py.transport.line import Receiver
 from lima2py.transport.pull import Pull, Sender
-from lima2py.transport.push import Books, Push, Receiver
+from lima2py.transport.push import Answers, Push
 from lima2py.transport.sockets import new_context
 
 EIGER_1M = FrameSpec.dense(1065, 1030, "uint16")
@@ -67,15 +70,18 @@ def _send(pool: NDArray[Any], spec: FrameSpec, frames: int, read: bool) -> float
     start = multiprocessing.get_context("spawn")
     shape = RingShape.plan(spec, RING)
     with tempfile.TemporaryDirectory() as folder:
-        ring = Ring(spec, shape, Shared())
-        books = Books(context, [f"ipc://{folder}/books"])
+        arena = Arena(Shared(), shape.nbytes)
+        ring = Ring(spec, shape, arena)
+        books = Answers(context, [f"ipc://{folder}/books"])
         here, there = start.Pipe()
-        sender = (books.addresses[0], shape, msgspec.to_builtins(ring.buffer.handle))
+        sender = (books.addresses[0], shape, msgspec.to_builtins(arena.buffer.handle))
         child = start.Process(target=_receive, args=(there, folder, spec.plain(), sender, read))
         child.start()
         address = here.recv()
         receiver = Receiver(0, "receiver", "0", address, max(2, shape.slots), True)
-        push = Push(context, books, RUN, 0, [receiver], shape.frames, (), lambda _: None)
+        push = Push(
+            context, books, RUN, 0, [receiver], 1, shape.frames, (), Policies(), lambda _: None
+        )
         began = time.perf_counter()
         index = 0
         while index < frames:

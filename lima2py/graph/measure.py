@@ -1,7 +1,8 @@
-"""How fast a plan runs on this machine: measured, not guessed, with real files and frames made up.
+"""How fast a plan runs on this machine: measured, not guessed, with real files.
 
-In integer frames one pixel in ten has a photon, which is what most X-ray detectors see and
-what compresses well; others hold random numbers. Files are written to a folder that is deleted.
+Frames may be made up. In integer frames one pixel in ten then has a photon, which is what most
+X-ray detectors see and what compresses well; others hold random numbers. Files are written to a
+folder that is deleted.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import cast
 
 import numpy as np
@@ -36,11 +37,16 @@ class Speed:
     Attributes:
         frames: how many were measured.
         seconds: for one frame, by the tasks of each pass, and `flush`, the files made safe.
+        cpu: of that, seconds of processor time: all of it, unless others use the processors or
+            the disk is waited for.
+        written: bytes of one frame in the files.
         errors: what failed on the frames made up: of that the cost is not known.
     """
 
     frames: int
     seconds: Mapping[str, float]
+    cpu: float
+    written: float
     errors: Sequence[str] = ()
 
     @property
@@ -55,8 +61,9 @@ def measure(
     frames: int,
     folder: Path,
     acquisition: Acquisition,
+    blocks: Sequence[Block] = (),
 ) -> Speed:
-    """Run made-up frames through a graph.
+    """Run frames through a graph, real or made up.
 
     Args:
         definition: of the graph.
@@ -64,13 +71,15 @@ def measure(
         frames: in one block.
         folder: where files will be written: that decides about the speed, too.
         acquisition: what is asked of the detector; some tasks need its exposure time.
+        blocks: real ones, each of so many frames, which are taken in turns; without any, frames are
+            made up.
 
     Raises:
         StorageError: if a file cannot be made.
         LimaError: if a task cannot start.
     """
     plan = Plan.make(definition, spec)
-    block = _made_up(spec, frames)
+    blocks = blocks or [_made_up(spec, frames)]
     there = next(place for place in (folder, *folder.parents) if place.is_dir())
     with tempfile.TemporaryDirectory(prefix=".lima2py-", dir=there) as scratch:
         paths = {name: f"{scratch}/{name}" for name in plan.sinks}
@@ -78,31 +87,34 @@ def measure(
         run = RunContext("0" * 32, "check", parameters=told, paths=paths, frames_per_block=frames)
         flow = Flow(plan, run, 1)
         try:
-            spent, flushed, count = _timed(flow, block)
+            spent, flushed, cpu, count = _timed(flow, blocks)
         finally:
             flow.finish()
+        files = [path for names in flow.files.values() for path in names]
+        written = sum(Path(path).stat().st_size for path in files)
     names = [" + ".join(plan.steps[number].name for number in shared) for shared in plan.passes]
     seconds = {name: time / count for name, time in zip(names, spent, strict=True)}
     if plan.sinks:
         seconds["flush"] = flushed / count
-    return Speed(count, seconds, flow.errors)
+    return Speed(count, seconds, cpu / count, written / (count + frames), flow.errors)
 
 
-def _timed(flow: Flow, block: Block) -> tuple[list[float], float, int]:
-    """Seconds by pass, seconds of flushing, and for how many frames."""
-    frames = block.count
-    flow.process(block)  # the first is slow: memory is fetched
+def _timed(flow: Flow, given: Sequence[Block]) -> tuple[list[float], float, float, int]:
+    """Seconds by pass, of flushing, of processor time for all; and for how many frames."""
+    frames = given[0].count
+    flow.process(given[0])  # the first is slow: memory is fetched
     flow.collect(idle=True)
     before, flushed, blocks = list(flow.spent), 0.0, 0
-    end = perf_counter() + SECONDS
+    end, cpu = perf_counter() + SECONDS, process_time()
     while blocks < BLOCKS and perf_counter() < end:
         blocks += 1
-        flow.process(replace(block, index=blocks * frames))
+        flow.process(replace(given[blocks % len(given)], index=blocks * frames))
         began = perf_counter()
         flow.collect(idle=True)
         flushed += perf_counter() - began
+    cpu = process_time() - cpu
     spent = [now - then for now, then in zip(flow.spent, before, strict=True)]
-    return spent, flushed, blocks * frames
+    return spent, flushed, cpu, blocks * frames
 
 
 def _made_up(spec: FrameSpec, frames: int) -> Block:

@@ -1,0 +1,1 @@
+"""A discrete-event model of a system: what it would do, before anybody buys it."""
