@@ -1,28 +1,40 @@
 """The flow: blocks through a plan, and what became of every frame of them.
 
 One plain loop over the passes of the plan. A task that raises, or breaks its promise about shape
-and type, makes the frames at fault absent (`task_failed`) and the next block goes on; a sink that
-cannot write makes them `not_saved` for that sink. A frame is reported done only after every sink
-has flushed it, and, where frames are accumulated, after all frames of its group have passed: a node
-that takes over from a lost one then gets the group from its beginning.
+and type, makes the frames at fault absent (`task_failed`), or passes them on as they came if it may
+(`unprocessed`), and the next block goes on; a sink that cannot write makes them `not_saved` for
+that sink. A frame is reported done only after every sink has flushed it, and, where frames are
+accumulated, after all frames of its group have passed: a node that takes over from a lost one then
+gets the group from its beginning.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from time import perf_counter
+from types import MappingProxyType
 
 from lima2py.errors import LimaError, in_words
-from lima2py.frame import Absence, Array, Block, Fate, FrameSpec
-from lima2py.graph.passed import Passed, by_frame, keep_worst, unsaved
+from lima2py.frame import Absence, Array, Block, Fate
+from lima2py.graph.groups import Groups
+from lima2py.graph.latency import Histogram
+from lima2py.graph.passed import (
+    Passed,
+    by_frame,
+    keep_worst,
+    nothing,
+    of_detector,
+    unsaved,
+)
 from lima2py.graph.plan import Plan, Step
 from lima2py.graph.promise import BrokenPromise, check_promise
 from lima2py.graph.recent import Recent
 from lima2py.graph.told import Frames, Told
+from lima2py.graph.unprocessed import Unprocessed
 from lima2py.onepass import RAISED, Made, Member, OnePass, Pixelwise, Stripwise
 from lima2py.task import RunContext, Sink
+from lima2py.tasks.tap import Tap
 from lima2py.transport.wire import DoneBlock, pack_absences
 
 FLUSH_EVERY = 0.05
@@ -35,18 +47,27 @@ class Flow:
     Args:
         plan: made for the frames that will come.
         run: what the tasks are told about the run.
-        batch: blocks after which sinks are flushed and frames reported done; about twice as many
-            may wait for the rest of their group.
+        credits: the most blocks of an acquisition node that will be unreported here. Sinks are
+            flushed, and frames reported done, after half as many; all but one may wait for the rest
+            of their group.
+        ends: see `Groups`.
 
     Attributes:
         frames: how many have passed.
         failures: how many times a task or a sink failed on a block.
         recent: by task, the latest of every product that is small.
+        latency: by tap, how long the frames it shows took since they were complete in the ring;
+            by the clocks of two hosts, if the acquisition node is on another one.
         spent: seconds, by pass.
-        exhausted: acquisition nodes from which no more frames will come: nothing waits for them.
     """
 
-    def __init__(self, plan: Plan, run: RunContext, batch: int):
+    def __init__(
+        self,
+        plan: Plan,
+        run: RunContext,
+        credits: int,
+        ends: Mapping[int, int] = MappingProxyType({}),
+    ):
         self.plan = plan
         self.failures = 0
         self.frames = 0
@@ -55,18 +76,19 @@ class Flow:
             for step in plan.steps
             if step.spec.kind not in ("dense", "encoded") and not isinstance(step.task, Sink)
         }
+        self.latency = {name: Histogram() for name in plan.taps}
         self.spent = [0.0] * len(plan.passes)
-        self.exhausted: Set[int] = frozenset()
         self._run = run
-        self._batch = batch
+        self._batch = max(1, credits // 2)
+        self._groups = Groups(plan.group, run.nb_frames, max(1, credits - 1), ends)
         self._values: list[Block | None] = [None] * (len(plan.steps) + 1)
         self._sinks = list(plan.sinks.items())
         self._spans = list(plan.sink_spans.values())
         self._track = {name: track for track, (name, _) in enumerate(self._sinks, 1)}
         self._told = Told()
+        self._unprocessed = Unprocessed(plan, run.policies.task_failure)
         self._pending: list[Passed] = []
         self._stopped_by: set[str] = set()
-        self._seen: dict[int, int] = {}
         self._since = 0.0
         self._running = False
         started: list[Step] = []
@@ -97,7 +119,9 @@ class Flow:
             if fused is not None:
                 self._pass(fused, shared)
             elif isinstance(step.task, Sink):
-                values[shared[0] + 1] = given = self._given(step)
+                values[shared[0] + 1] = given = self._unprocessed.noted(
+                    self._given(step), step.name
+                )
                 if given.count:
                     others = self._others(step)
                     try:
@@ -105,9 +129,14 @@ class Flow:
                     except RAISED as error:
                         failed[step.name] = self._not_saved(step.name, error, given)
             else:
+                tap = step.task if isinstance(step.task, Tap) else None
+                before = tap.shown if tap else 0
                 values[shared[0] + 1] = made = self._one(step)
                 if step.name in self.recent:
                     self.recent[step.name].keep(made)
+                if tap:
+                    took = time.time() - block.acquired_at
+                    self.latency[step.name].add(took, tap.shown - before)
             now = perf_counter()
             self.spent[place] += now - began
             began = now
@@ -117,8 +146,7 @@ class Flow:
         self._pending.append(Passed(done, []))
         if failed or any(made is not None and made.absences for made in values):
             self._note_absences(block, failed)
-        for group in self._shared_groups(done):
-            self._seen[group] = self._seen.get(group, 0) + _overlap(done, group, self.plan.group)
+        self._groups.note(done)
         self.frames += block.count
 
     def collect(self, idle: bool) -> list[DoneBlock]:
@@ -130,7 +158,8 @@ class Flow:
             or len(self._pending) >= self._batch
             or time.monotonic() - self._since > FLUSH_EVERY
         ):
-            return self._flush(self._take_complete())
+            ready, self._pending = self._groups.divide(self._pending)
+            return self._flush([passed.told() for passed in ready])
         return []
 
     def finish(self) -> list[DoneBlock]:
@@ -160,6 +189,11 @@ class Flow:
     def remarks(self) -> list[str]:
         """What the sinks want the user to know, though nothing went wrong."""
         return [f'sink "{name}": {text}' for name, sink in self._sinks for text in sink.remarks]
+
+    @property
+    def waiting(self) -> list[str]:
+        """The sinks that wait for something just now, and for what. From any thread."""
+        return [f'sink "{name}" {sink.waiting}' for name, sink in self._sinks if sink.waiting]
 
     @property
     def files(self) -> dict[str, list[str]]:
@@ -220,7 +254,7 @@ class Flow:
 
     def _try(self, step: Step, given: Sequence[Block]) -> Block:
         if given[0].data is None and not step.task.takes_absent:
-            return _nothing(step.spec, given[0])
+            return nothing(step.spec, given[0])
         try:
             made: Block = step.task.process(*given)
             check_promise(made, step.spec, given[0])
@@ -276,27 +310,36 @@ class Flow:
         return Block.join(found)
 
     def _failed(self, step: Step, given: Block, error: BaseException) -> Block:
-        self.failures += 1
         said = Absence(Fate.TASK_FAILED, step.name, in_words(error))
         present = [given.index + n for n in range(given.count) if n not in given.absences]
-        frames = _of_detector(present, given.spec.span)
-        self._told.add(f'task "{step.name}"', f"failed: {said.detail}", frames)
-        if step.task.if_fails == "stop" and step.name not in self._stopped_by:
+        frames = of_detector(present, given.spec.span)
+        who = f'task "{step.name}"'
+        if self._unprocessed.may_pass(step.name):
+            self._told.add(
+                who, f"passed frames on as they came, having failed: {said.detail}", frames
+            )
+            self._unprocessed.add(step.name, frames)
+            return given
+        self.failures += 1
+        self._told.add(who, f"failed: {said.detail}", frames)
+        choice = step.task.if_fails or self._run.policies.task_failure
+        if choice == "stop" and step.name not in self._stopped_by:
             self._stopped_by.add(step.name)
-            self._run.stop(f'task "{step.name}" failed{Frames(frames)}: {said.detail}')
+            self._run.stop(f"{who} failed{Frames(frames)}: {said.detail}")
         lost = Block.absent(given.spec, given.index, given.count, said, given.columns)
         if step.spec.span == given.spec.span:
             lost = given.refuse(lost.absences)
-        return _nothing(step.spec, lost)
+        return nothing(step.spec, lost)
 
     def _not_saved(self, name: str, error: BaseException, given: Block | None = None) -> Absence:
         self.failures += 1
         said = Absence(Fate.NOT_SAVED, name, in_words(error))
         frames: Sequence[int] = ()
         if given is not None:
-            frames = _of_detector(range(given.index, given.end), given.spec.span)
+            frames = of_detector(range(given.index, given.end), given.spec.span)
         self._told.add(f'sink "{name}":', said.detail, frames)
-        if self.plan.sinks[name].if_fails == "stop" and name not in self._stopped_by:
+        choice = self.plan.sinks[name].if_fails or self._run.policies.disk
+        if choice == "stop" and name not in self._stopped_by:
             self._stopped_by.add(name)
             self._run.stop(f'sink "{name}": {said.detail}')
         return said
@@ -326,38 +369,6 @@ class Flow:
                 for earlier in self._pending:
                     earlier.found.append((span, number, by_frame(mine, made, earlier.done)))
 
-    def _take_complete(self) -> list[DoneBlock]:
-        """The pending blocks that need not wait for others of their groups."""
-        ready: list[Passed] = []
-        waiting: list[Passed] = []
-        for passed in self._pending:
-            complete = passed.done.source in self.exhausted or all(
-                self._seen[group] >= self._size_of(group)
-                for group in self._shared_groups(passed.done)
-            )
-            (ready if complete else waiting).append(passed)
-        self._pending = []
-        room = Counter[int]()  # by acquisition node: each has credits of its own
-        for passed in reversed(waiting):
-            room[passed.done.source] += 1
-            # What is too much is given up: if this node is lost, so is that group.
-            fits = room[passed.done.source] <= max(1, 2 * self._batch - 1)
-            (self._pending if fits else ready).append(passed)
-        self._pending.reverse()
-        waits = {group for passed in self._pending for group in self._shared_groups(passed.done)}
-        self._seen = {group: seen for group, seen in self._seen.items() if group in waits}
-        return [passed.told() for passed in ready]
-
-    def _shared_groups(self, block: DoneBlock) -> set[int]:
-        """The groups of which a block holds only a part."""
-        n, end = self.plan.group, block.index + block.count
-        return {edge // n for edge in (block.index, end) if edge % n}
-
-    def _size_of(self, group: int) -> int:
-        """How many frames a group has; the last one of an acquisition may be shorter."""
-        n, last = self.plan.group, self._run.nb_frames
-        return min(n, last - group * n) if last else n
-
     def _flush(self, done: list[DoneBlock]) -> list[DoneBlock]:
         if not done:
             return []
@@ -374,29 +385,3 @@ def _of_task(name: str, error: Exception) -> Exception:
     """The same error, saying which task it came from."""
     kind = type(error) if isinstance(error, LimaError) else LimaError
     return kind(f'task "{name}": {in_words(error)}')
-
-
-def _of_detector(products: Sequence[int], span: int) -> Sequence[int]:
-    """The frames of the detector that products stand for."""
-    if span == 1:
-        return products
-    return [frame for number in products for frame in range(number * span, (number + 1) * span)]
-
-
-def _nothing(spec: FrameSpec, given: Block) -> Block:
-    """What comes out of a task for a block whose frames are all absent."""
-    n = spec.span // given.spec.span
-    if n == 1:
-        return given.carry(spec, None)
-    first, end = given.index // n, given.end // n
-    said = {
-        product - first: given.absences[max(product * n - given.index, 0)]
-        for product in range(first, end)
-    }
-    return Block(spec, first, end - first, None, said, origin=given.origin)
-
-
-def _overlap(block: DoneBlock, group: int, size: int) -> int:
-    """How many frames of a group are in a block."""
-    first, end = group * size, (group + 1) * size
-    return min(end, block.index + block.count) - max(first, block.index)

@@ -5,11 +5,11 @@ A product of several frames tells about all of them, and they may have come in s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from lima2py.frame import Absence, Block, Fate
-from lima2py.transport.wire import DoneBlock, pack_absences
+from lima2py.frame import Absence, Block, Fate, FrameSpec
+from lima2py.transport.wire import DoneBlock, pack_absences, unpack_absences
 
 
 class Passed(NamedTuple):
@@ -68,9 +68,40 @@ def unsaved(block: DoneBlock, number: int, span: int, said: Absence) -> DoneBloc
     """
     rows = list(block.rows)
     rows[number] = -1
-    cause = (int(said.cause), said.who, said.detail)
     products = (block.index + block.count) // span - block.index // span
-    absences = [(0, (0, block.count, *cause)), *block.absences]
-    if products:
-        absences.insert(1, (number + 1, (0, products, *cause)))
+    whole, mine = (
+        unpack_absences([part for where, part in block.absences if where == track], lines)
+        for track, lines in ((0, block.count), (number + 1, products))
+    )
+    keep_worst(whole, dict.fromkeys(range(block.count), said))
+    mine = {**dict.fromkeys(range(products), said), **mine}
+    absences = [(0, part) for part in pack_absences(whole)]
+    absences += [(number + 1, part) for part in pack_absences(mine)]
+    absences += [item for item in block.absences if item[0] not in (0, number + 1)]
     return DoneBlock(block.index, block.count, block.source, block.epoch, rows, absences)
+
+
+def of_detector(products: Sequence[int], span: int) -> Sequence[int]:
+    """The frames of the detector that products stand for."""
+    if span == 1:
+        return products
+    return [frame for number in products for frame in range(number * span, (number + 1) * span)]
+
+
+def nothing(spec: FrameSpec, given: Block) -> Block:
+    """What comes out of a task for a block whose frames are all absent."""
+    n = spec.span // given.spec.span
+    if n == 1:
+        return given.carry(spec, None)
+    first, end = given.index // n, given.end // n
+    said = {
+        product - first: given.absences[max(product * n - given.index, 0)]
+        for product in range(first, end)
+    }
+    return Block(spec, first, end - first, None, said, origin=given.origin)
+
+
+def overlap(block: DoneBlock, group: int, size: int) -> int:
+    """How many frames of a group are in a block."""
+    first, end = group * size, (group + 1) * size
+    return min(end, block.index + block.count) - max(first, block.index)

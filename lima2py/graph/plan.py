@@ -17,8 +17,8 @@ from lima2py.errors import BadGraph, BadParameter
 from lima2py.frame import FrameSpec
 from lima2py.geometry import Affine
 from lima2py.graph.definition import DETECTOR, GraphDefinition
-from lima2py.memory import RingShape
 from lima2py.onepass import Pixelwise, Stripwise
+from lima2py.ring import RingShape
 from lima2py.task import Sink, Task
 from lima2py.tasks.rois import RoiCounters
 from lima2py.tasks.tap import Tap
@@ -92,6 +92,7 @@ class Plan:
                 _check_encoded(entry.task, entry.inputs, given)
                 entry.task.know_inputs(entry.inputs)
                 out = entry.task.prepare(*given)
+                _check_passing(entry.task, given[0], out)
             except BadParameter as error:
                 problems.append(f'{definition.where}, task "{name}", {error}')
                 continue
@@ -249,6 +250,15 @@ def _check_encoded(task: Task, names: Sequence[str], specs: Sequence[FrameSpec])
                 f"from: the frames of {name} come compressed ({spec.decoded.encoding}), and this"
                 " needs pixels; put decode before it (save_raw saves them as they are)"
             )
+
+
+def _check_passing(task: Task, given: FrameSpec, out: FrameSpec) -> None:
+    """Refuse to pass on as they came frames that nobody could take for what should come out."""
+    if task.if_fails == "pass" and out != given:
+        raise BadParameter(
+            f"if_fails: pass hands a frame on as it came, and what comes out here, {out}, is not"
+            f" like what comes in, {given}, or lies elsewhere on the detector; use mark, or stop"
+        )
 
 
 def _passes(steps: Sequence[Step]) -> tuple[tuple[int, ...], ...]:

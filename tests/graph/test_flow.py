@@ -103,8 +103,8 @@ def fates(done: list[DoneBlock], track: int) -> dict[int, Fate]:
     return found
 
 
-def run(plan: Plan, source: Iterator[Block], batch: int = 3) -> tuple[Flow, list[DoneBlock]]:
-    flow = Flow(plan, CONTEXT, batch)
+def run(plan: Plan, source: Iterator[Block], credits: int = 6) -> tuple[Flow, list[DoneBlock]]:
+    flow = Flow(plan, CONTEXT, credits)
     done: list[DoneBlock] = []
     for block in source:
         flow.process(block)
@@ -124,7 +124,7 @@ def test_frames_are_reported_done_only_after_a_flush() -> None:
     plan = make_plan(keep=("detector", Keep()))
     keep = plan.sinks["keep"]
     assert isinstance(keep, Keep)
-    flow = Flow(plan, CONTEXT, batch=4)
+    flow = Flow(plan, CONTEXT, credits=8)
     reported = 0
     for block in blocks(40):
         flow.process(block)

@@ -18,7 +18,7 @@ from lima2py.graph.plan import Plan
 from lima2py.node.ledger import Ledger
 from lima2py.task import RunContext, Task
 from lima2py.tasks.accumulate import Accumulate
-from lima2py.transport.wire import DoneBlock
+from lima2py.transport.wire import DoneBlock, check_done
 from tests.graph.test_flow import Keep
 
 SPEC = FrameSpec.dense(3, 5, "uint16")
@@ -110,6 +110,25 @@ def test_a_frame_counts_as_done_only_when_its_group_is_complete() -> None:
     assert told == [[], [], [0, 2, 4], [], [6, 9], [], [12, 14]]
 
 
+def test_only_the_last_group_is_shorter_once_it_is_known_where_the_frames_end() -> None:
+    """The rest of the others may wait elsewhere still, when the acquisition has ended."""
+    flow = Flow(plan_of(accumulating(4)), RunContext("0" * 32, "g"), 100, {0: 10})
+    told = []
+    for block in blocks([2, 2, 4, 2]):
+        flow.process(block)
+        told.append([done.index for done in flow.collect(idle=True)])
+    flow.finish()
+    assert told == [[], [0, 2], [4], [8]]
+
+
+def test_a_group_that_was_begun_elsewhere_is_not_waited_for() -> None:
+    flow = Flow(plan_of(accumulating(4)), RunContext("0" * 32, "g", nb_frames=8), 100)
+    _, second, *_ = blocks([2, 1, 5])
+    flow.process(second)
+    assert [done.index for done in flow.collect(idle=True)] == [2]
+    flow.finish()
+
+
 def test_a_block_of_several_groups_waits_for_the_one_it_has_a_part_of() -> None:
     flow = Flow(plan_of(accumulating(4)), RunContext("0" * 32, "g", nb_frames=26), 100)
     told = []
@@ -151,6 +170,23 @@ def test_a_flush_that_fails_loses_products_and_frames_alike() -> None:
     assert ledger.counts() == {"not_saved": 6}
 
 
+def test_a_flush_that_fails_on_absent_frames_is_reported_as_nodes_must_report() -> None:
+    """Each frame once: what is said twice is refused, and the node with it."""
+    tasks = accumulating(2)
+    tasks["sums"], tasks["raw"] = (
+        ("sum", Keep(fail_flush=True)),
+        ("detector", Keep(fail_flush=True)),
+    )
+    plan = plan_of(tasks)
+    flow = Flow(plan, RunContext("0" * 32, "g", nb_frames=6), 100)
+    given = blocks([4, 2], missing=[1])
+    for block in given:
+        flow.process(block)
+    for block, done in zip(given, flow.collect(idle=True), strict=True):
+        check_done(done, block.index, block.count, list(plan.sink_spans.values()))
+    flow.finish()
+
+
 def test_inputs_that_stand_for_different_numbers_of_frames_are_refused() -> None:
     graph = parse_graph("""
         tasks:
@@ -164,7 +200,7 @@ def test_inputs_that_stand_for_different_numbers_of_frames_are_refused() -> None
 
 def test_every_acquisition_node_may_have_a_group_waiting() -> None:
     """Each has credits of its own: what waits of one takes no room from the others."""
-    flow = Flow(plan_of(accumulating(4)), RunContext("0" * 32, "g", nb_frames=12), 2)
+    flow = Flow(plan_of(accumulating(4)), RunContext("0" * 32, "g", nb_frames=12), 4)
     told = []
     parts = [(blocks([4] * 3)[group].part(n, n + 1), group) for n in range(4) for group in range(3)]
     for block, source in parts:

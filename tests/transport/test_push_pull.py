@@ -13,10 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lima2py.frame import Absence, Block, Fate, FrameSpec
-from lima2py.memory import Heap, Ring, RingShape, Shared
+from lima2py.memory import Heap, Shared
+from lima2py.policies import Policies
+from lima2py.ring import Arena, Ring, RingShape
 from lima2py.transport import wire
+from lima2py.transport.board import NOTHING, Board
+from lima2py.transport.line import Receiver
 from lima2py.transport.pull import Pull, Sender
-from lima2py.transport.push import Books, Push, Receiver
+from lima2py.transport.push import Answers, Push
 from lima2py.transport.sockets import new_context
 
 SPEC = FrameSpec.dense(8, 8, "uint16")
@@ -34,47 +38,67 @@ class Node:
         )
         self.got: dict[int, int] = {}
         self.mute = False
+        self.board = Board()
         self.thread = threading.Thread(target=self.loop)
 
     def loop(self) -> None:
         for block in self.pull:
             if block is None or self.mute:
                 continue
+            self.board.write(block.origin[0], block.index)
             for frame in block.frames():
                 assert frame.index not in self.got
                 self.got[frame.index] = -1 if frame.data is None else int(frame.data.sum())
             absences = [(0, part) for part in wire.pack_absences(block.absences)]
             done = wire.DoneBlock(block.index, block.count, *block.origin, [], absences)
             self.pull.acknowledge([done])
+            self.board.write(0, NOTHING)
+        self.board.close()
         self.pull.farewell({}, [], [])
         self.pull.close()
 
     @property
     def receiver(self) -> Receiver:
         return Receiver(self.pull.rank, f"proc{self.pull.rank}", self.pull.incarnation,
-                        self.pull.addresses[0], 4, bool(self.pull.shared))  # fmt: skip
+                        self.pull.addresses[0], 4, bool(self.pull.shared),
+                        self.board.handle)  # fmt: skip
 
 
 class Rig:
     """One Push, some nodes, a ring."""
 
-    def __init__(self, folder: Path, nodes: int, shared: bool, group: int = 4) -> None:
+    def __init__(self, folder: Path, nodes: int, shared: bool, group: int = 1,
+                 **policies: object) -> None:  # fmt: skip
         self.context = new_context()
-        self.ring = Ring(SPEC, SHAPE, Shared() if shared else Heap())
-        self.books = Books(self.context, [f"ipc://{folder}/books"])
-        sender = Sender(0, self.books.addresses[0], SHAPE, self.ring.buffer.handle)
+        self.arena = Arena(Shared() if shared else Heap(), SHAPE.nbytes)
+        self.ring = Ring(SPEC, SHAPE, self.arena)
+        self.books = Answers(self.context, [f"ipc://{folder}/books"])
+        sender = self.sender = Sender(0, self.books.addresses[0], SHAPE, self.arena.buffer.handle)
+        self.folder, self.shared = folder, shared
         self.nodes = [Node(self.context, folder, rank, sender, shared) for rank in range(nodes)]
         receivers = [node.receiver for node in self.nodes]
         self.asked: list[str] = []
-        self.push = Push(self.context, self.books, RUN, 0, receivers, group, (), self.asked.append)
+        self.put_aside: list[int] = []
+        self.push = Push(self.context, self.books, RUN, 0, receivers, group, 4, (),
+                         Policies.load({"dispatch": "round_robin", **policies}, "policies"),
+                         self.asked.append)  # fmt: skip
+        self.push.on_given_up = lambda block, _why: self.put_aside.append(block.index)
         self.settled: dict[int, tuple[int, list[tuple[int, wire.AbsentRange]]]] = {}
+        self.sent: dict[int, int] = {}
         for node in self.nodes:
             node.thread.start()
 
+    def join(self) -> None:
+        late = Node(self.context, self.folder, len(self.nodes), self.sender, self.shared)
+        self.nodes.append(late)
+        late.thread.start()
+        self.push.join(late.receiver)
+
     def settle(self, found: list) -> None:  # type: ignore[type-arg]
-        for slot, node, done in found:
+        for slot, node, sent, done in found:
             assert done.index not in self.settled
             self.settled[done.index] = (node, done.absences)
+            self.sent[done.index] = sent
             if slot >= 0:
                 self.ring.release(slot)
 
@@ -100,6 +124,7 @@ class Rig:
         self.push.close()
         self.books.close()
         self.ring.close()
+        self.arena.retire()
         self.context.term()
 
 
@@ -130,27 +155,22 @@ def test_every_frame_arrives_once_at_its_owner(
     assert rig.push.errors == []
 
 
-def test_how_a_node_is_doing_is_told_but_does_not_count_as_an_answer(
-    tmp_path: Path, rigs: list[Rig]
-) -> None:
+def test_how_a_node_is_doing_is_told_by_itself_only(tmp_path: Path, rigs: list[Rig]) -> None:
     rig = Rig(tmp_path, 2, True)
     rigs.append(rig)
     told: list[wire.Statistics] = []
     rig.push.on_statistics = told.append
-    heard = dict(rig.push._heard)
     stranger = Pull(
         rig.context, RUN, 1, "another start of it", SPEC,
         list(rig.nodes[0].pull._senders.values()), [f"ipc://{tmp_path}/stranger"], 4,
     )  # fmt: skip
-    stranger.report(1.0, {})
-    rig.nodes[0].mute = rig.nodes[1].mute = True
-    rig.nodes[1].pull.report(125.5, {"masked+view": 0.25, "raw": 0.5})
+    doing = (125.5, {"masked+view": 0.25, "raw": 0.5}, 0.5, 4096)
+    stranger.report(*doing)
+    rig.nodes[1].pull.report(*doing)
     while not told or not rig.push.refused:
         rig.push.listen()
     stranger.close()
-    assert told == [wire.Statistics(RUN, 1, "inc1", 125.5, {"masked+view": 0.25, "raw": 0.5})]
-    assert rig.push.refused == 1
-    assert rig.push._heard == heard
+    assert told == [wire.Statistics(RUN, 1, "inc1", *doing)]
 
 
 def test_an_absence_travels_with_its_block(tmp_path: Path, rigs: list[Rig]) -> None:
@@ -168,16 +188,45 @@ def test_nothing_is_sent_beyond_the_credits_and_a_lost_nodes_blocks_go_to_the_li
     rig = Rig(tmp_path, 2, True)
     rigs.append(rig)
     rig.nodes[0].mute = True
-    for index in range(0, 28, 4):  # four for the mute one: its credits
+    for index in range(0, 4 * SHAPE.slots, 4):  # in turns: a node without credit holds up the rest
         rig.send(index)
-    assert rig.push.in_flight[0] == 4
+        assert rig.push.in_flight[0] <= 4  # its credits
+    while len(rig.settled) < 4:
+        rig.settle(rig.push.collect(idle=True))
+    assert rig.push.in_flight == {0: 4, 1: 0}
     rig.push.lose({0: "killed"})
-    for index in range(28, 80, 4):
-        rig.send(index)
     rig.finish()
-    assert set(rig.nodes[1].got) == set(range(80))
+    assert set(rig.nodes[1].got) == set(range(4 * SHAPE.slots))
     assert {node for node, _ in rig.settled.values()} == {1}
-    assert "node proc0 was lost: killed" in rig.push.errors[0]
+    assert "node proc0 was lost: killed; 4 blocks it had were given to others" in rig.push.errors
+    assert sorted(rig.sent.values()) == [1] * 12 + [2] * 4
+
+
+def test_the_least_loaded_does_the_work_of_a_mute_node(tmp_path: Path, rigs: list[Rig]) -> None:
+    rig = Rig(tmp_path, 2, True, dispatch="least_loaded")
+    rigs.append(rig)
+    rig.nodes[0].mute = True
+    for index in range(0, 80, 4):
+        rig.send(index)
+    while len(rig.settled) < 16:
+        rig.settle(rig.push.collect(idle=True))
+    assert 1 <= rig.push.in_flight[0] <= 4
+    rig.push.abort()
+    rig.finish()
+
+
+def test_a_mute_node_holds_up_nobody_who_fills_the_ring(tmp_path: Path, rigs: list[Rig]) -> None:
+    rig = Rig(tmp_path, 1, True)
+    rigs.append(rig)
+    rig.nodes[0].mute = True
+    for index in range(0, 4 * SHAPE.slots, 4):
+        rig.send(index)
+    assert rig.push.in_flight == {0: 4}
+    assert rig.push.waiting == SHAPE.slots - 4
+    assert rig.ring.take() is None
+    rig.push.abort()
+    rig.finish()
+    assert rig.ring.used == 0
 
 
 def test_the_answer_of_a_zombie_changes_nothing(tmp_path: Path, rigs: list[Rig]) -> None:
@@ -187,39 +236,219 @@ def test_the_answer_of_a_zombie_changes_nothing(tmp_path: Path, rigs: list[Rig])
     rig.send(0)
     rig.push.lose({0: "frozen"})
     rig.push.listen()
+    zombie = rig.context.socket(zmq.PUSH)
+    zombie.connect(rig.books.addresses[0])
     late = wire.DoneBlock(0, 4, 0, 0, [], [])
-    rig.nodes[0].pull.acknowledge([late])
+    zombie.send(wire.encode(wire.Done(RUN, 0, "inc0", [late])))
+    while not rig.push.late:
+        rig.push.listen()
+    zombie.close()
     rig.finish()
     assert rig.settled[0][0] == 1
     assert rig.push.late == 1
 
 
-def test_without_a_living_node_frames_are_marked_lost(tmp_path: Path, rigs: list[Rig]) -> None:
-    rig = Rig(tmp_path, 1, True)
+def test_without_a_living_node_frames_wait_and_then_are_lost(
+    tmp_path: Path, rigs: list[Rig]
+) -> None:
+    rig = Rig(tmp_path, 1, True, node_patience=0.2)
     rigs.append(rig)
     rig.nodes[0].mute = True
     rig.send(0)
     rig.push.lose({0: "killed"})
     rig.send(4)
+    assert rig.settled == {}
+    while not rig.asked:
+        rig.settle(rig.push.collect(idle=True))
     rig.finish()
     assert [part[2] for _, found in rig.settled.values() for _, part in found] == [
         Fate.NODE_LOST,
         Fate.NODE_LOST,
     ]
+    assert rig.asked == ["no processing node was left for 0.2 s (node proc0 was lost: killed)"]
+    assert not {*rig.asked} & {*rig.push.errors}  # whoever is asked to stop says why, once
 
 
-def test_a_block_that_brings_down_two_nodes_is_poison(tmp_path: Path, rigs: list[Rig]) -> None:
+def test_when_all_nodes_are_told_to_leave_the_end_says_so(tmp_path: Path, rigs: list[Rig]) -> None:
+    rig = Rig(tmp_path, 1, True, node_patience=0.2)
+    rigs.append(rig)
+    rig.push.leave(0)
+    rig.settle(rig.push.collect(idle=True))
+    rig.send(0)
+    while not rig.asked:
+        rig.settle(rig.push.collect(idle=True))
+    rig.finish()
+    assert rig.asked == ["no processing node was left for 0.2 s (all were told to leave)"]
+
+
+def test_a_node_that_joins_is_given_what_waits(tmp_path: Path, rigs: list[Rig]) -> None:
+    rig = Rig(tmp_path, 1, True)
+    rigs.append(rig)
+    rig.nodes[0].mute = True
+    for index in range(0, 24, 4):
+        rig.send(index)
+    rig.push.lose({0: "killed"})
+    rig.send(24)
+    rig.join()
+    rig.finish()
+    assert {index: node for index, (node, _) in rig.settled.items()} == dict.fromkeys(
+        range(0, 28, 4), 1
+    )
+
+
+def test_a_node_that_leaves_does_what_it_has_and_is_no_loss(
+    tmp_path: Path, rigs: list[Rig]
+) -> None:
+    rig = Rig(tmp_path, 2, True)
+    rigs.append(rig)
+    for index in range(0, 16, 4):
+        rig.send(index)
+    rig.push.leave(0)
+    rig.push.listen()
+    for index in range(16, 80, 4):
+        rig.send(index)
+    while 0 in rig.push.in_flight:
+        rig.settle(rig.push.collect(idle=True))
+    rig.finish()
+    assert rig.push.errors == []
+    assert rig.push.lost == {}
+    assert {rig.settled[index][0] for index in range(16, 80, 4)} == {1}
+
+
+def test_of_a_block_that_brought_down_a_node_the_frames_are_tried_one_by_one(
+    tmp_path: Path, rigs: list[Rig]
+) -> None:
+    rig = Rig(tmp_path, 3, True)
+    rigs.append(rig)
+    rig.nodes[0].mute = rig.nodes[1].mute = True
+    rig.send(0)
+    rig.nodes[0].board.write(0, 0)
+    rig.push.lose({0: "segmentation fault"})
+    rig.settle(rig.push.collect(idle=True))
+    assert sorted(rig.push.still_open) == [0, 1, 2, 3]
+    rig.nodes[1].board.write(0, 0)
+    rig.push.lose({1: "segmentation fault"})
+    rig.finish()
+    fates = {index: [part[2] for _, part in found] for index, (_, found) in rig.settled.items()}
+    assert fates == {0: [Fate.POISON], 1: [], 2: [], 3: []}
+    assert rig.nodes[2].got == {1: 64, 2: 128, 3: 192}
+    assert rig.ring.used == 0
+
+
+def test_a_frame_that_brings_down_two_nodes_is_poison(tmp_path: Path, rigs: list[Rig]) -> None:
     rig = Rig(tmp_path, 3, True)
     rigs.append(rig)
     for node in rig.nodes:
         node.mute = True
-    rig.send(0)
+    rig.send(0, count=1)
     for rank in (0, 1, 2):
         if 0 in rig.settled:
             break
-        rig.push.lose({rank: "segmentation fault"})
+        owner = next(rank for rank, load in rig.push.in_flight.items() if load)
+        rig.nodes[owner].board.write(0, 0)
+        rig.push.lose({owner: "segmentation fault"})
         rig.settle(rig.push.collect(idle=True))
+    assert rank == 2
     assert [part[2] for _, part in rig.settled[0][1]] == [Fate.POISON]
+    assert rig.put_aside == [0]
+    assert rig.ring.used == 0
+
+
+@pytest.mark.parametrize("at", [NOTHING, 4])
+def test_a_block_nobody_was_at_is_no_suspect(tmp_path: Path, rigs: list[Rig], at: int) -> None:
+    rig = Rig(tmp_path, 4, True)
+    rigs.append(rig)
+    for node in rig.nodes[:3]:
+        node.mute = True
+    rig.send(0, count=1)
+    for _ in range(3):
+        owner = next(rank for rank, load in rig.push.in_flight.items() if load)
+        if owner == 3:
+            break
+        rig.nodes[owner].board.write(0, at)
+        rig.push.lose({owner: "killed by a passer-by"})
+        rig.settle(rig.push.collect(idle=True))
+    rig.push.lose({rank: "not needed" for rank in rig.push.in_flight if rank != 3})
+    rig.finish()
+    assert rig.settled[0] == (3, [])
+
+
+def test_a_block_that_takes_too_long_is_marked_and_its_node_lost(
+    tmp_path: Path, rigs: list[Rig]
+) -> None:
+    rig = Rig(tmp_path, 2, True, block_deadline=0.2)
+    rigs.append(rig)
+    rig.nodes[0].mute = True
+    rig.send(0, count=1)
+    rig.send(4, count=4)
+    rig.nodes[0].board.write(0, 0)
+    rig.finish()
+    assert [part[2] for _, part in rig.settled[0][1]] == [Fate.DEADLINE]
+    assert rig.settled[4] == (1, [])
+    assert rig.put_aside == [0]
+    assert "node proc0 was lost: it has been at frames 0 and following for 0." in rig.push.errors[0]
+
+
+def test_a_node_that_does_nothing_about_a_block_is_lost(tmp_path: Path, rigs: list[Rig]) -> None:
+    rig = Rig(tmp_path, 2, True, block_deadline=0.2)
+    rigs.append(rig)
+    rig.nodes[0].mute = True  # it refused the block, say; and it beats
+    beat = wire.Beat(RUN, 0, "inc0", (0, NOTHING, 0.0))
+    answers = rig.context.socket(zmq.PUSH)
+    answers.connect(rig.books.addresses[0])
+    rig.send(0)
+    while 0 not in rig.settled:
+        answers.send(wire.encode(beat))
+        rig.settle(rig.push.collect(idle=True))
+    answers.close()
+    assert rig.settled[0] == (1, [])
+    assert "it does nothing about frames 0 and following" in rig.push.errors[0]
+    rig.finish()
+
+
+def test_a_stop_that_takes_too_long_says_what_was_left(tmp_path: Path, rigs: list[Rig]) -> None:
+    rig = Rig(tmp_path, 1, True)
+    rigs.append(rig)
+    rig.nodes[0].mute = True
+    rig.send(0)
+    rig.send(4)
+    rig.push.hurry(0.1)
+    rig.finish()
+    assert [part[2] for _, found in rig.settled.values() for _, part in found] == [
+        Fate.DEADLINE,
+        Fate.DEADLINE,
+    ]
+    assert rig.push.errors == ["the stop took too long (drain_deadline): 8 frames were left"]
+
+
+def test_what_a_lost_node_had_is_marked_if_that_is_the_policy(
+    tmp_path: Path, rigs: list[Rig]
+) -> None:
+    rig = Rig(tmp_path, 2, True, node_loss="mark")
+    rigs.append(rig)
+    rig.nodes[0].mute = True
+    for index in range(0, 16, 4):
+        rig.send(index)
+    rig.push.lose({0: "killed"})
+    rig.push.listen()
+    rig.send(16)
+    rig.finish()
+    fates = {index: [part[2] for _, part in found] for index, (_, found) in rig.settled.items()}
+    assert fates == {0: [Fate.NODE_LOST], 4: [], 8: [Fate.NODE_LOST], 12: [], 16: []}
+    assert rig.asked == []
+
+
+def test_the_loss_of_a_node_stops_the_acquisition_if_that_is_the_policy(
+    tmp_path: Path, rigs: list[Rig]
+) -> None:
+    rig = Rig(tmp_path, 2, True, node_loss="stop")
+    rigs.append(rig)
+    rig.nodes[0].mute = True
+    rig.send(0)
+    rig.push.lose({0: "killed"})
+    rig.finish()
+    assert rig.settled[0] == (1, [])
+    assert rig.asked == ["node proc0 was lost: killed; 1 blocks it had were given to others"]
 
 
 def test_nodes_that_died_together_are_no_proof_of_poison(tmp_path: Path, rigs: list[Rig]) -> None:
@@ -270,7 +499,7 @@ def test_what_does_not_belong_to_the_run_is_counted_and_dropped(
 ) -> None:
     folder = tmp_path_factory.mktemp("z")
     context = new_context()
-    books = Books(context, [f"ipc://{folder}/books"])
+    books = Answers(context, [f"ipc://{folder}/books"])
     sender = Sender(0, books.addresses[0], SHAPE, None)
     pull = Pull(context, RUN, 0, "inc", SPEC, [sender], [f"ipc://{folder}/p"], 4)
     push = context.socket(zmq.PUSH)
@@ -280,7 +509,7 @@ def test_what_does_not_belong_to_the_run_is_counted_and_dropped(
             push.send_multipart(message)
         push.send(wire.encode(wire.End(RUN, 0, False)))
         assert [block for block in pull if block is not None] == []
-        assert pull.refused == len(messages)
+        assert sum(pull.refused.plain().values()) == len(messages)
     finally:
         push.close(linger=0)
         pull.close()

@@ -1,0 +1,70 @@
+"""Groups of frames that are spread over several blocks: which of these wait for the rest.
+
+A node that takes over from a lost one is given a group from its beginning. So no part of one is
+reported done before all of it has passed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from lima2py.graph.passed import Passed, overlap
+from lima2py.transport.wire import DoneBlock
+
+
+class Groups:
+    """Groups of which a part has passed.
+
+    Args:
+        size: of a group, in frames.
+        nb_frames: of the run; 0 if endless.
+        most: the most blocks of an acquisition node that may wait.
+        ends: by acquisition node, the number that follows its last frame, once that is known: no
+            group goes beyond it.
+    """
+
+    def __init__(self, size: int, nb_frames: int, most: int, ends: Mapping[int, int]):
+        self._size = size
+        self._end = nb_frames or math.inf
+        self._most = most
+        self._ends = ends
+        self._seen: dict[int, int] = {}
+
+    def note(self, block: DoneBlock) -> None:
+        """A block has passed."""
+        n = self._size
+        for group in self._parts(block):
+            elsewhere = n if block.index > group * n else 0  # it was begun, and is not waited for
+            self._seen[group] = self._seen.get(group, elsewhere) + overlap(block, group, n)
+
+    def divide(self, passed: Sequence[Passed]) -> tuple[list[Passed], list[Passed]]:
+        """The blocks that need not wait for others, and those that go on waiting."""
+        ready: list[Passed] = []
+        waiting: list[Passed] = []
+        for one in passed:
+            (ready if self._is_complete(one.done) else waiting).append(one)
+        still: list[Passed] = []
+        room = Counter[int]()  # by acquisition node: each has credits of its own
+        for one in reversed(waiting):
+            room[one.done.source] += 1
+            # What is too much is given up: if this node is lost, so is that group.
+            (still if room[one.done.source] <= self._most else ready).append(one)
+        still.reverse()
+        waits = {group for one in still for group in self._parts(one.done)}
+        self._seen = {group: seen for group, seen in self._seen.items() if group in waits}
+        return ready, still
+
+    def _is_complete(self, block: DoneBlock) -> bool:
+        """Whether all groups that it has a part of have passed."""
+        last = self._ends.get(block.source, self._end)
+        return all(
+            self._seen[group] >= min(self._size, last - group * self._size)
+            for group in self._parts(block)
+        )
+
+    def _parts(self, block: DoneBlock) -> set[int]:
+        """The groups of which a block holds only a part."""
+        n, end = self._size, block.index + block.count
+        return {edge // n for edge in (block.index, end) if edge % n}
