@@ -340,6 +340,8 @@ class Block:
         columns: per-frame values by name, arrays of length `count`: `timestamp` and what the
             detector adds.
         origin: which acquisition node sent it, and in which epoch of the run.
+        acquired_at: when it was complete in the ring, seconds since 1970 by the clock of its
+            acquisition node; nan if that is not known, as of what tasks make.
     """
 
     spec: FrameSpec
@@ -349,6 +351,7 @@ class Block:
     absences: Mapping[int, Absence] = field(default_factory=lambda: _NO_ABSENCES)
     columns: Mapping[str, Array] = field(default_factory=dict)
     origin: tuple[int, int] = (0, 0)
+    acquired_at: float = math.nan
 
     @classmethod
     def absent(
@@ -401,7 +404,10 @@ class Block:
         """The same frames, some of them now absent; a frame absent before keeps its first cause."""
         merged = {**absences, **self.absences}
         data = self.data if len(merged) < self.count else None
-        return Block(self.spec, self.index, self.count, data, merged, self.columns, self.origin)
+        return Block(
+            self.spec, self.index, self.count, data, merged, self.columns, self.origin,
+            self.acquired_at,
+        )  # fmt: skip
 
     def frame(self, offset: int) -> Frame:
         """One of the frames, a view of the block's data."""
@@ -429,7 +435,10 @@ class Block:
         count = end - first
         data = None if self.data is None or len(absences) == count else self.data[first:end]
         columns = {name: values[first:end] for name, values in self.columns.items()}
-        return Block(self.spec, self.index + first, count, data, absences, columns, self.origin)
+        return Block(
+            self.spec, self.index + first, count, data, absences, columns, self.origin,
+            self.acquired_at,
+        )  # fmt: skip
 
     @classmethod
     def join(cls, parts: Sequence[Block]) -> Block:

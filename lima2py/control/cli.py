@@ -8,7 +8,11 @@
     lima2py export FILE DIR its frames in another format
     lima2py verify FILE...  whether a file says the truth
     lima2py recover WHERE   finish the files that a crash left
+    lima2py isolate FILE    which task cannot stand frames that were put aside
     lima2py node KIND NAME  one node on this host, for systems of several hosts
+    lima2py keys FILE       make the keys that nodes on several hosts need
+    lima2py measure GRAPH FILE  what a graph costs on this host
+    lima2py predict FILE    what a system would do
 
 Exit status: 0 completed; 1 the run did not complete; 2 refused before anything started; 130
 interrupted before anything started. What is refused is told in one message on standard error.
@@ -21,6 +25,7 @@ from __future__ import annotations
 import io
 import json
 import sys
+from contextlib import nullcontext
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +33,7 @@ from typing import Annotated
 
 import typer
 
-from lima2py.control import files
+from lima2py.control import files, plan_ahead
 from lima2py.control.files import INCOMPLETE, REFUSED
 from lima2py.control.options import asked_of, find_system, metadata_of, policies_of, split_set
 from lima2py.errors import BadParameter, LimaError
@@ -161,11 +166,19 @@ def run(
     as_json: Annotated[
         bool, typer.Option("--json", help="print the report as one JSON object")
     ] = False,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[ADDRESS:]PORT",
+            help="serve metrics to Prometheus there; on this host only if no address is given",
+        ),
+    ] = None,
 ) -> None:
     """Acquire, process and save; then say what became of every frame.
 
     The first Ctrl-C stops and saves what was acquired, the second aborts.
     """
+    from lima2py.control.metrics import serving
     from lima2py.control.preview import Preview
     from lima2py.control.progress import Interrupts, LineTriggers, follow, open_console, preparing
     from lima2py.graph.definition import load_graph
@@ -185,7 +198,13 @@ def run(
             complain(warning)
     console = open_console()
     alone = not described.processing  # then preparing is done here, and must not be torn
-    with Interrupts(hold=1 if alone else 0) as interrupts, Session.open(described) as session:
+    with (
+        Interrupts(hold=1 if alone else 0) as interrupts,
+        Session.open(described) as session,
+        serving(session, metrics) if metrics else nullcontext() as where,
+    ):
+        if where:
+            console.print(f"metrics: {where}")
         with preparing(console):
             hardware = session.prepare(
                 graph=definition,
@@ -271,6 +290,14 @@ def node(
     listen: Annotated[
         str, typer.Option(metavar="tcp://HOST:PORT", help="where the session reaches this node")
     ],
+    keys: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="the system's keys; required unless HOST is 127.0.0.1",
+            show_default=False,
+        ),
+    ] = None,
     isolated: Annotated[
         bool, typer.Option("--isolated", help="share no memory, as if alone on its host")
     ] = False,
@@ -280,6 +307,7 @@ def node(
 
     from lima2py.node.serve import KINDS, serve
     from lima2py.session.system import NodePlace
+    from lima2py.transport.keys import read_keys
 
     NodePlace.load({"node": name}, "name")
     scheme, _, rest = listen.partition("://")
@@ -290,12 +318,40 @@ def node(
             " host by which the others reach it"
         )
     logging.basicConfig(format=f"%(asctime)s {name} %(levelname)s %(message)s")
-    served = KINDS[kind](name, host=host, isolated=isolated)
+    loaded = read_keys(keys) if keys else None
+    served = KINDS[kind](name, host=host, isolated=isolated, keys=loaded)
     serve(served, listen, announce=lambda address: typer.echo(f"{kind} node {name} at {address}"))
 
 
-for about_files in (files.info, files.show, files.export_, files.verify, files.recover):
+@app.command()
+def keys(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="where they go; a new file")],
+) -> None:
+    """Make the keys that let the nodes of a system on several hosts know each other.
+
+    Copy the file to each host, for the user who runs the nodes alone: whoever has it can command
+    them.
+    """
+    from lima2py.transport.keys import make_keys
+
+    make_keys(file)
+    typer.echo(
+        f"{file}: copy it to every host of the system (scp -p), start nodes with  --keys {file}"
+        f"  and write  keys: {file}  into the system file"
+    )
+
+
+for about_files in (
+    files.info,
+    files.show,
+    files.export_,
+    files.verify,
+    files.recover,
+    files.isolate,
+):
     app.command(about_files.__name__.strip("_"))(about_files)
+for ahead in (plan_ahead.measure, plan_ahead.predict):
+    app.command()(ahead)
 
 
 def main() -> None:

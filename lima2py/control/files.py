@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from lima2py.control.options import stretch, whole
+from lima2py.control.options import duration, stretch, whole
 from lima2py.errors import BadParameter
 
 INCOMPLETE = 1
@@ -138,4 +138,29 @@ def recover(
     if found and all(one.refused for one in found):
         raise typer.Exit(REFUSED)
     if any(one.problems or one.refused for one in found):
+        raise typer.Exit(INCOMPLETE)
+
+
+def isolate(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="frames that were put aside, or a master")
+    ],
+    task: Annotated[
+        str, typer.Option(metavar="NAME", help="only this task, with those before it [all]")
+    ] = "",
+    frame: Annotated[
+        str | None, typer.Option(metavar="N", help="only this frame [all that were put aside]")
+    ] = None,
+    deadline: Annotated[str, typer.Option(metavar="T", help="after so long a task hangs")] = "30 s",
+) -> None:
+    """Try frames that brought nodes down, task by task: which task, which frame, how.
+
+    Everything runs in processes of its own, and sinks write into a temporary folder. Exit status: 0
+    it happened again, and was told; 1 nothing happened; 2 it could not be tried.
+    """
+    from lima2py.control.isolate import Frames, Isolation
+
+    limit = duration("--deadline", deadline)
+    number = None if frame is None else whole("--frame", frame)
+    if not Isolation(Frames.find(file, number), task, limit, typer.echo).run():
         raise typer.Exit(INCOMPLETE)

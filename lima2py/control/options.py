@@ -5,7 +5,9 @@ Numbers are read as YAML would read them, and judged by the models that they are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,6 +140,21 @@ def whole(option: str, text: str) -> int:
     if type(value) is not int:
         raise BadParameter(f"{option}: should be a whole number; given: {text}")
     return value
+
+
+def duration(option: str, text: str) -> float:
+    """A time of an option, in seconds; text may carry a unit.
+
+    Raises:
+        BadParameter: if it is none, or not more than 0.
+    """
+    from lima2py.units import seconds
+
+    with suppress(ValueError):
+        value = seconds(plain(text))
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf:
+            return float(value)
+    raise BadParameter(f"{option}: should be a time, like 30 or '500 ms'; given: {text}")
 
 
 def stretch(option: str, text: str) -> tuple[int | None, int | None]:

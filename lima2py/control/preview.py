@@ -17,8 +17,9 @@ from lima2py.errors import BadGraph, BadParameter
 from lima2py.graph.definition import GraphDefinition
 from lima2py.graph.measure import Speed, measure
 from lima2py.graph.plan import Plan, plan_run
-from lima2py.memory import MemorySettings, RingShape
+from lima2py.memory import MemorySettings
 from lima2py.metadata import Metadata
+from lima2py.ring import RingShape
 from lima2py.session.session import check_name
 from lima2py.session.system import System
 from lima2py.storage.saving.reserve import settle

@@ -20,14 +20,13 @@ from rich.table import Table
 from lima2py.acquisition import Acquisition
 from lima2py.errors import BadCommand
 from lima2py.node.life import State
+from lima2py.session.events import Kind
 from lima2py.session.report import Report
 from lima2py.session.session import Session
 from lima2py.session.watch import Progress
 from lima2py.units import as_size
 
 REFRESH = 0.2
-RATE_OVER = 3.0
-"""Seconds over which a rate is taken."""
 RETRY = 0.02
 """Seconds between two looks whether the detector takes a trigger now."""
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -96,24 +95,34 @@ def follow(session: Session, interrupts: Interrupts, console: Console) -> Report
 
     The first Ctrl-C stops and drains, the second aborts.
     """
-    rates = _Rates()
     obeyed = 0
     said = time.monotonic()
+    teller = threading.Thread(target=_tell, args=(session, interrupts, console), daemon=True)
+    teller.start()
     with Live(console=console, auto_refresh=False, transient=True) as live:
         while True:
             try:
-                return session.wait(REFRESH)
+                report = session.wait(REFRESH)
+                teller.join()
+                return report
             except TimeoutError:
                 progress = session.progress()
-            rate = rates.over(progress)
             if console.is_terminal:
-                live.update(Group(_line(progress, rate), _table(progress, rate)), refresh=True)
+                live.update(Group(_line(progress), _table(progress)), refresh=True)
             elif time.monotonic() - said > QUIET_REFRESH:
                 said = time.monotonic()
-                console.print(_line(progress, rate) + _nodes(progress))
+                console.print(_line(progress) + _nodes(progress))
             while obeyed < min(interrupts.count, 2):
                 obeyed += 1
                 _obey(obeyed, session, console)
+
+
+def _tell(session: Session, interrupts: Interrupts, console: Console) -> None:
+    """Say what happens to a run, as it happens, but for what the user knows."""
+    for event in session.events():
+        asked = event.kind is Kind.STOPPING and interrupts.count > 0
+        if not asked and event.kind not in (Kind.STARTED, Kind.ENDED):
+            console.print(str(event))
 
 
 def _obey(interrupt: int, session: Session, console: Console) -> None:
@@ -187,37 +196,21 @@ class LineTriggers:
         self._session.stop()
 
 
-class _Rates:
-    """Turns snapshots into rates, over the last seconds."""
-
-    def __init__(self) -> None:
-        self._history: list[tuple[float, dict[str, int]]] = []
-
-    def over(self, progress: Progress) -> dict[str, float]:
-        """Frames a second over the last seconds: by node, and `""` for the whole run."""
-        now = time.monotonic()
-        counts = {name: _frames(status) for name, status in progress.nodes.items()}
-        self._history = [item for item in self._history if now - item[0] < RATE_OVER]
-        self._history.append((now, {**counts, "": progress.settled}))
-        (first, before), (last, after) = self._history[0], self._history[-1]
-        return {
-            name: (n - before.get(name, n)) / ((last - first) or 1) for name, n in after.items()
-        }
-
-
 def _frames(status: Mapping[str, Any]) -> int:
     """Frames that a node has had."""
     return int(status.get("frames", status.get("acquired", 0)))
 
 
-def _line(progress: Progress, rate: Mapping[str, float]) -> str:
-    """One line: frames, rate, ring, and how many frames were not saved."""
+def _line(progress: Progress) -> str:
+    """One line: frames, rate, ring, what lags behind, and how many frames were not saved."""
     asked = f" of {progress.asked}" if progress.asked else ""
     others = [f", {word} {n}" for word, n in progress.counts.items() if word != "saved"]
+    if progress.silent_for:
+        others.append(f", the detector is silent for {progress.silent_for:.0f} s")
     return (
-        f"{progress.state.value}: {progress.settled}{asked} frames, {rate['']:.0f}/s,"
-        f" {rate[''] * progress.frame_bytes / 1e9:.3f} GB/s, ring {progress.ring:.0%}"
-        f"{''.join(others)}"
+        f"{progress.state.value}: {progress.settled}{asked} frames, {progress.rate:.0f}/s,"
+        f" {progress.rate * progress.frame_bytes / 1e9:.3f} GB/s, ring {progress.ring:.0%},"
+        f" lag {progress.lag} frames {progress.lag_seconds:.1f} s{''.join(others)}"
     )
 
 
@@ -227,18 +220,20 @@ def _nodes(progress: Progress) -> str:
     return f" ({', '.join(counts)})" if counts else ""
 
 
-def _table(progress: Progress, rate: Mapping[str, float]) -> Table:
+def _table(progress: Progress) -> Table:
     """A row for every node."""
     table = Table(box=None, pad_edge=False)
-    for column in ("node", "state", "frames", "rate", "memory", "ring"):
+    for column in ("node", "state", "frames", "rate", "cpu", "memory", "ring"):
         table.add_column(column, justify="left" if column in ("node", "state") else "right")
     for name, status in progress.nodes.items():
+        rates = status["rates"]
         ring = f"{status['slots_used']}/{status['slots']}" if "slots" in status else ""
         table.add_row(
             name,
             status["state"],
             str(_frames(status)),
-            f"{rate.get(name, 0):.0f}/s",
+            f"{rates.get('frames', rates.get('acquired', 0)):.0f}/s",
+            f"{rates['cpu_seconds']:.0%}",
             as_size(status["memory"]),
             ring,
         )

@@ -1,4 +1,4 @@
-"""An acquisition node: hosts a detector, and one living run at a time."""
+"""An acquisition node: a detector, a ring, and the runs whose frames lie in it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import msgspec
 
 from lima2py.detector import Detector
 from lima2py.detector_file import open_detector
-from lima2py.errors import BadCommand
-from lima2py.memory import Spare
+from lima2py.memory import Heap, MemorySettings, Placed, Shared
 from lima2py.node.acquisition_run import AcquisitionRun
 from lima2py.node.life import State
 from lima2py.node.node import PATIENCE, Node, forget_ended
-from lima2py.node.orders import AcquisitionOrder, ConnectOrder, DetectorOrder
+from lima2py.node.orders import AcquisitionOrder, ConnectOrder, DetectorOrder, ProcessingReady
+from lima2py.ring import Arena
 
 
 class AcquisitionNode(Node):
-    """Hosts a detector, and one living run."""
+    """Hosts a detector, which one run at a time has, and runs that are still processed."""
 
     kind = "acquisition"
 
@@ -27,7 +27,7 @@ class AcquisitionNode(Node):
         super().__init__(*args, **kwargs)
         self._detector: tuple[DetectorOrder, Detector] | None = None
         self._runs: dict[str, AcquisitionRun] = {}
-        self._spare = Spare()
+        self._arena: tuple[tuple[object, ...], Arena] | None = None
 
     @property
     def runs(self) -> Mapping[str, AcquisitionRun]:
@@ -42,41 +42,35 @@ class AcquisitionNode(Node):
         """See `Node.quick`."""
         return {
             **super().quick(),
+            "process": lambda run: self._run(run).process(),
             "stop": lambda run: self._run(run).stop(),
             "abort": lambda run: self._run(run).abort(),
-            "trigger": lambda: self.detector.trigger(),
+            "pause": lambda run: self._run(run).pause(),
+            "resume": lambda run: self._run(run).resume(),
+            "trigger": lambda run: self._run(run).trigger(),
             "log": lambda run, **said: self._run(run).observer.logbook.note(**said),
             "report": lambda run: self._run(run).report(),
+            "join": lambda run, ready: self._run(run).join(msgspec.convert(ready, ProcessingReady)),
+            "leave": lambda run, rank: self._run(run).leave(rank),
             "nodes_lost": lambda run, reasons: self._run(run).lose_nodes(reasons),
             "source_lost": lambda run, rank: self._run(run).lose_source(rank),
         }
-
-    @property
-    def detector(self) -> Detector:
-        """The detector in use.
-
-        Raises:
-            BadCommand: if there is none yet.
-        """
-        if self._detector is None:
-            raise BadCommand(f"{self.who} has no detector yet; it can: prepare")
-        return self._detector[1]
 
     def prepare(self, order: dict[str, Any]) -> dict[str, Any]:
         """Make ready for a run: `AcquisitionOrder` in, `AcquisitionReady` out.
 
         Raises:
-            BadCommand: if another run is alive.
+            BadCommand: if another run has the detector.
             BadParameter, DetectorError, StorageError: what cannot be.
         """
         told = msgspec.convert(order, AcquisitionOrder)
         for run in self._runs.values():
-            if run.life.state in (State.RUNNING, State.STOPPING):
+            if run.acquiring:
                 run.life.check("prepare")
             elif run.life.state is State.PREPARED:
                 run.abandon(PATIENCE)
         forget_ended(self._runs)
-        run = AcquisitionRun(told, self, self._open(told.detector), self._spare)
+        run = AcquisitionRun(told, self, self._open(told.detector), self._arena_for(told))
         self._runs[told.run] = run
         plain = msgspec.to_builtins(run.ready)
         assert isinstance(plain, dict)  # noqa: S101 - for the type checker
@@ -88,8 +82,11 @@ class AcquisitionNode(Node):
 
     def close(self) -> None:
         """See `Node.close`."""
+        for run in self._runs.values():
+            run.wait_for_nobody()
         super().close()
-        self._spare.close()
+        if self._arena is not None:
+            self._arena[1].retire()
         if self._detector is not None:
             self._detector[1].close()
             self._detector = None
@@ -98,6 +95,18 @@ class AcquisitionNode(Node):
         found = self.run(run)
         assert isinstance(found, AcquisitionRun)  # noqa: S101 - for the type checker
         return found
+
+    def _arena_for(self, order: AcquisitionOrder) -> Arena:
+        """The memory for frames: taken once, as long as the same is asked for."""
+        settings = MemorySettings.load(order.memory, f"{self.who}, memory")
+        settings.apply_affinity()
+        kind = Shared if order.nodes else Heap
+        key = (kind, settings)
+        if self._arena is None or self._arena[0] != key:
+            if self._arena is not None:
+                self._arena[1].retire()
+            self._arena = key, Arena(Placed(kind(), settings), settings.ring)
+        return self._arena[1]
 
     def _open(self, order: DetectorOrder) -> Detector:
         if self._detector is not None:

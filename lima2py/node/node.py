@@ -11,18 +11,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import zmq
-
 from lima2py.errors import BadCommand, BadParameter, did_you_mean
 from lima2py.memory import host_identity
 from lima2py.node.look import read_stream, read_tap
 from lima2py.node.run import Run
 from lima2py.tasks.tap import Tap
+from lima2py.transport.keys import Keys
 from lima2py.transport.sockets import PrivateFolder, new_context
 
 KEPT_RUNS = 2
 """Runs, the present one with them, that can be asked for their taps, streams, state and report:
 each keeps up to 64 MiB of every small product, and the images that its tasks were given."""
+KEPT_UNSEEN = 100
+"""The most runs that are kept since nobody has seen that they are over."""
 PATIENCE = 3.0
 """Seconds a run is given to close its files when its node is closed."""
 
@@ -35,6 +36,7 @@ class Node(ABC):
         folder: where its local sockets lie.
         host: the name or address other hosts reach this one by; None keeps everything local.
         isolated: behave as if alone on a host: share no memory, use no local socket.
+        keys: that it uses on the network; without any it speaks to this host only.
 
     Attributes:
         identity: what two nodes must have in common to share memory.
@@ -50,11 +52,12 @@ class Node(ABC):
         folder: PrivateFolder | None = None,
         host: str | None = None,
         isolated: bool = False,
+        keys: Keys | None = None,
     ):
         self.name = name
         self.incarnation = uuid.uuid4().hex
         self.identity = f"isolated:{self.incarnation}" if isolated else host_identity()
-        self.context: zmq.Context[zmq.Socket[bytes]] = new_context()
+        self.context = new_context(keys)
         self._folder = folder
         self._own_folder = folder is None
         self._host = host
@@ -117,7 +120,7 @@ class Node(ABC):
 
     def status(self, run: str) -> dict[str, Any]:
         """Where a run is."""
-        return self.run(run).status()
+        return {**self.run(run).status(), "incarnation": self.incarnation}
 
     def describe(self) -> dict[str, Any]:
         """Who this is."""
@@ -174,7 +177,11 @@ class Node(ABC):
 
 
 def forget_ended(runs: dict[str, Any]) -> None:
-    """Forget runs that are over, but for the last few, to make room for another."""
+    """Forget runs that are over, but for the last few, to make room for another.
+
+    One whose end nobody has seen yet is kept longer, if there are not too many of them.
+    """
     ended = [name for name, run in runs.items() if not run.living]
-    for name in ended[: max(0, len(ended) - KEPT_RUNS + 1)]:
-        del runs[name]
+    for place, name in enumerate(ended[: max(0, len(ended) - KEPT_RUNS + 1)]):
+        if runs[name].end_was_seen or place < len(ended) - KEPT_UNSEEN:
+            del runs[name]

@@ -13,8 +13,9 @@ import msgspec
 
 from lima2py.acquisition import Parameters
 from lima2py.graph.definition import GraphDefinition, parse_graph
-from lima2py.memory import Handle, RingShape
+from lima2py.memory import Handle
 from lima2py.policies import Policies
+from lima2py.ring import RingShape
 from lima2py.task import RunContext
 
 
@@ -38,6 +39,7 @@ class AcquisitionOrder(msgspec.Struct, frozen=True):
     """What an acquisition node needs to know of a run.
 
     `nodes` is the number of processing nodes; with 0 the graph runs in the acquisition node itself.
+    `processing` says when frames are processed: `at_once`, `when_acquired`, `when_told`.
     Node `rank` of `size` delivers every `size`-th group of `group` frames. The one of rank 0 keeps
     the books, and chooses the group, which is 0 in its own order.
     """
@@ -51,10 +53,25 @@ class AcquisitionOrder(msgspec.Struct, frozen=True):
     memory: dict[str, Any]
     metadata: dict[str, Any]
     policies: dict[str, Any]
+    processing: str
     nodes: int
     rank: int = 0
     size: int = 1
     group: int = 0
+
+    @property
+    def plain_requests(self) -> dict[str, Any]:
+        """All that was asked for, as plain values, for files."""
+        return {
+            "acquisition": self.requested,
+            "detector": {"name": self.detector.name, **self.detector.overrides},
+            "graph": {
+                "file": self.graph.where,
+                "folder": self.graph.base,
+                "text": self.graph.text,
+            },
+            "policies": self.policies,
+        }
 
 
 class AcquisitionReady(msgspec.Struct, frozen=True):
@@ -102,15 +119,21 @@ class ProcessingReady(msgspec.Struct, frozen=True):
     addresses: list[str]
     credits: int
     shared: list[int]
+    board: Handle
     files: dict[str, list[str]]
 
 
 class ConnectOrder(msgspec.Struct, frozen=True):
-    """Whom an acquisition node feeds, and where the first one takes the accounts of the others."""
+    """Whom an acquisition node feeds, and what it cannot know.
+
+    `books` is where the first one takes the accounts of the others; `paths`, what the files of each
+    sink begin with.
+    """
 
     receivers: list[ProcessingReady]
     books: list[str]
     books_host: str
+    paths: dict[str, str]
 
 
 def context_of(

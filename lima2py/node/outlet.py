@@ -8,7 +8,7 @@ from typing import Protocol
 from lima2py.frame import Block
 from lima2py.graph.flow import Flow
 from lima2py.transport import wire
-from lima2py.transport.push import Settled
+from lima2py.transport.in_flight import Settled
 
 
 class Outlet(Protocol):
@@ -37,6 +37,12 @@ class Outlet(Protocol):
 
     def abort(self) -> None:
         """Discard what is in flight. From any thread."""
+
+    def release(self) -> None:
+        """Hold nothing back any more. From any thread."""
+
+    def hurry(self, seconds: float) -> None:
+        """Give up what is not done in so many seconds. From any thread."""
 
     def close(self) -> None:
         """Let go of everything; may be called twice."""
@@ -81,9 +87,17 @@ class Inline:
         """See `Outlet`: nothing is in flight here."""
         return
 
+    def release(self) -> None:
+        """See `Outlet`: nothing is held back here."""
+        return
+
+    def hurry(self, seconds: float) -> None:
+        """See `Outlet`: what was acquired is done already."""
+        return
+
     def close(self) -> None:
         """See `Outlet`."""
         self.flow.finish()
 
     def _settled(self, done: list[wire.DoneBlock]) -> list[Settled]:
-        return [Settled(self._slots.pop(block.index), 0, block) for block in done]
+        return [Settled(self._slots.pop(block.index), 0, 1, block) for block in done]

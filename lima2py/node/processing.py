@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import msgspec
 from lima2py.errors import BadCommand, in_words
 from lima2py.frame import FrameSpec
 from lima2py.graph.flow import Flow
+from lima2py.graph.latency import plain_latencies
 from lima2py.graph.plan import Plan
 from lima2py.graph.recent import Recent
 from lima2py.memory import MemorySettings
@@ -25,9 +27,10 @@ from lima2py.node.orders import (
     read_graph,
 )
 from lima2py.node.run import Run
+from lima2py.node.sharing import credits_for
+from lima2py.transport.board import NOTHING, SAVING, Board
 from lima2py.transport.pull import Pull, Sender
-
-MAX_CREDITS = 64
+from lima2py.transport.pulse import Pulse
 
 
 class ProcessingRun(Run):
@@ -40,9 +43,7 @@ class ProcessingRun(Run):
         spec = FrameSpec.from_plain(lead.spec)
         super().__init__(order.run, node.who, Plan.make(graph, spec))
         slots = min(sender.ring.slots for sender in order.senders)
-        # All blocks of a group have to wait for its last; a detector may give frames one by one.
-        most = max(MAX_CREDITS, 2 * self.plan.group)
-        self.credits = max(2, min(most, slots // order.nodes))
+        self.credits = credits_for(slots, order.nodes, self.plan.group)
         senders = [
             Sender(
                 ready.rank,
@@ -63,30 +64,58 @@ class ProcessingRun(Run):
             self.credits * len(senders),
             share_memory=not node.isolated,
         )
+        self._transport = ExitStack()
+        self._transport.callback(self.pull.close)
         try:
-            context = replace(context_of(lead, order, node.name), stop=self.pull.ask_stop)
-            self.flow = Flow(self.plan, context, max(1, self.credits // 2))
-            self.flow.exhausted = self.pull.exhausted
+            self.board = Board()
+            self._transport.callback(self.board.close)
+            self._pulse = Pulse(
+                node.context,
+                [sender.address for sender in senders],
+                order.run,
+                order.rank,
+                node.incarnation,
+                self.board,
+            )
+            self._transport.callback(self._pulse.close)
+            context = replace(
+                context_of(lead, order, node.name),
+                stop=self.pull.ask_stop,
+                stopping=lambda: self.pull.stopped,
+                alive=self.board.go_on,
+            )
+            self.flow = Flow(self.plan, context, self.credits, self.pull.ends)
             self.life.do("prepare")
         except BaseException:
-            self.pull.close()
+            self._transport.close()
             raise
 
     def loop(self) -> Outcome:
         """Blocks through the graph until every acquisition node has said its end."""
         effort = Effort(self.flow)
+        board = self.board
+        self._pulse.start()
         try:
             for block in self.pull:
                 if block is not None:
+                    board.write(block.origin[0], block.index)
                     self.flow.process(block)
+                board.write(0, SAVING)
                 if done := self.flow.collect(idle=block is None):
                     self.pull.acknowledge(done)
+                board.write(0, NOTHING)
                 if effort.is_due:
                     self.pull.report(*effort.report())
+            board.write(0, SAVING)
         except BaseException as error:  # others take over at once when they are told
             self.pull.farewell(self.flow.files, [f"{self.who}: {in_words(error)}"], [])
             raise
-        self.pull.acknowledge(self.flow.finish())
+        if self.pull.stopped:  # before the end: others are given what is not complete
+            self.pull.acknowledge(self.flow.collect(idle=True))
+            self.flow.finish()
+        else:
+            self.pull.acknowledge(self.flow.finish())
+        board.write(0, NOTHING)
         self.pull.report(*effort.report())
         self.errors += [f"{self.who}: {text}" for text in self.flow.errors]
         remarks = [f"{self.who}: {text}" for text in self.flow.remarks]
@@ -101,7 +130,10 @@ class ProcessingRun(Run):
             **self._common_status(),
             "frames": self.flow.frames,
             "failures": self.flow.failures,
-            "refused": self.pull.refused,
+            "refused": self.pull.refused.plain(),
+            "rank": self.pull.rank,
+            "latency": {"tap": plain_latencies(self.flow.latency)},
+            "disk": self.flow.waiting,
         }
 
     @property
@@ -116,7 +148,7 @@ class ProcessingRun(Run):
     def close(self) -> None:
         """See `Run.close`."""
         self.flow.finish()
-        self.pull.close()
+        self._transport.close()
 
 
 class ProcessingNode(Node):
@@ -150,7 +182,7 @@ class ProcessingNode(Node):
             StorageError: if a file cannot be made.
         """
         told = msgspec.convert(order, ProcessingOrder)
-        if told.run in self._runs:
+        if told.run in self._runs and self._runs[told.run].living:
             raise BadCommand(f"{self.who} has run {told.run[:8]} already")
         forget_ended(self._runs)
         run = ProcessingRun(told, self)
@@ -163,6 +195,7 @@ class ProcessingNode(Node):
             run.pull.addresses,
             run.credits,
             run.pull.shared,
+            run.board.handle,
             run.flow.files,
         )
         plain = msgspec.to_builtins(ready)
@@ -171,4 +204,6 @@ class ProcessingNode(Node):
 
     def source_lost(self, run: str, rank: int) -> None:
         """An acquisition node is dead: do not wait for its end."""
-        self._runs[run].pull.lose(rank)
+        found = self.run(run)
+        assert isinstance(found, ProcessingRun)  # noqa: S101 - for the type checker
+        found.pull.lose(rank)

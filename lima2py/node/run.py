@@ -13,7 +13,7 @@ from typing import Any
 from lima2py.errors import LimaError, in_words
 from lima2py.graph.plan import Plan
 from lima2py.graph.recent import Recent
-from lima2py.node.life import Life, Outcome, State
+from lima2py.node.life import ACTIVE, Life, Outcome, State
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ class Run(ABC):
     Attributes:
         outcome: how it ended; None before.
         errors: what went wrong, in words.
+        end_was_seen: whether somebody has been told that it is over.
     """
 
     def __init__(self, run: str, who: str, plan: Plan):
@@ -39,6 +40,7 @@ class Run(ABC):
         self.outcome: Outcome | None = None
         self.errors: list[str] = []
         self.seconds = 0.0
+        self.end_was_seen = False
         self._thread = threading.Thread(target=self._main, name=f"run {run[:8]}", daemon=True)
 
     def start(self) -> None:
@@ -102,6 +104,7 @@ class Run(ABC):
             self.life.do("fail" if self.outcome is Outcome.FAILED else "finish")
 
     def _common_status(self) -> dict[str, Any]:
+        self.end_was_seen |= not self.living
         return {
             "run": self.run,
             "state": self.life.state.value,
@@ -109,12 +112,13 @@ class Run(ABC):
             "errors": list(self.errors),
             "seconds": self.seconds,
             "memory": private_memory(),
+            "cpu_seconds": time.process_time(),
         }
 
     @property
     def living(self) -> bool:
         """Whether it is neither over nor in fault."""
-        return self.life.state in (State.PREPARED, State.RUNNING, State.STOPPING)
+        return self.life.state is State.PREPARED or self.life.state in ACTIVE
 
 
 def private_memory() -> int:

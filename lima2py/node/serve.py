@@ -21,6 +21,7 @@ from pathlib import Path
 from lima2py.node.acquisition import AcquisitionNode
 from lima2py.node.node import PATIENCE, Node
 from lima2py.node.processing import ProcessingNode
+from lima2py.transport.keys import read_keys
 from lima2py.transport.rpc import Server
 from lima2py.transport.sockets import PrivateFolder
 
@@ -40,12 +41,12 @@ def serve(node: Node, address: str, announce: Callable[[str], None] = lambda add
     Raises:
         NodeError: if the address cannot be had.
     """
-    server = Server(
-        node.context,
-        address,
-        node.commands(),
-        {**node.quick(), "shutdown": lambda: server.stop()},
-    )
+    quick = {
+        **node.quick(),
+        "shutdown": lambda: server.stop(),
+        "describe": lambda: {**node.describe(), "refused": server.refused.plain()},
+    }
+    server: Server = Server(node.context, address, node.commands(), quick)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
     announce(server.address)
@@ -79,11 +80,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--host")
     parser.add_argument("--isolated", action="store_true")
+    parser.add_argument("--keys", type=Path)
     parser.add_argument("--lifeline", type=int, required=True)
     told = parser.parse_args(arguments)
     logging.basicConfig(format=f"%(asctime)s {told.name} %(levelname)s %(message)s")
     node = KINDS[told.kind](
-        told.name, PrivateFolder.of(told.folder), host=told.host, isolated=told.isolated
+        told.name,
+        PrivateFolder.of(told.folder),
+        host=told.host,
+        isolated=told.isolated,
+        keys=read_keys(told.keys) if told.keys else None,
     )
     watch = threading.Thread(
         target=watch_owner, args=(told.lifeline, node, told.folder), name="lifeline", daemon=True

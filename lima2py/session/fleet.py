@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -23,26 +26,74 @@ from lima2py.node.orders import (
 )
 from lima2py.policies import Policies
 from lima2py.session.launch import Child, Handle, Inside, Remote
+from lima2py.session.member import SILENCE
 from lima2py.session.system import NodePlace, System
+from lima2py.transport.keys import Keys
 from lima2py.transport.sockets import PrivateFolder, new_context
 
 PREPARE_TIMEOUT = 120.0
+GIVE_UP_TIMEOUT = 10.0
 Ready = TypeVar("Ready")
 
 
+class Wanted(NamedTuple):
+    """A run that is asked for.
+
+    Attributes:
+        run: its id.
+        name: what the user calls it.
+        graph: what is to be done.
+        output: the folder for the files.
+        asked: what the detector shall do.
+        metadata: what the user says of the experiment.
+        policies: what to do when something goes wrong.
+        processing: when frames are processed: `at_once`, `when_acquired`, `when_told`.
+    """
+
+    run: str
+    name: str
+    graph: GraphDefinition
+    output: str
+    asked: Acquisition
+    metadata: Metadata
+    policies: Policies
+    processing: str
+
+
+@dataclass
+class _Call:
+    """What nodes need to know to take part in a run.
+
+    Attributes:
+        ranks: how many processing nodes have had a part in it.
+    """
+
+    run: str
+    name: str
+    graph: GraphText
+    readies: list[AcquisitionReady]
+    ranks: int
+
+
 class Fleet:
-    """Handles on all nodes of a system, in the order of their ranks.
+    """Handles on all nodes of a system, in the order of the system file.
+
+    Args:
+        keys: that the session uses on the network.
 
     Attributes:
         acquisition: the acquisition nodes, once started; the first one keeps the books.
         processing: the processing nodes.
+        lock: is held while nodes are started, or made ready.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, keys: Keys | None = None) -> None:
         self.acquisition: list[Handle] = []
         self.processing: list[Handle] = []
-        self._context = new_context()
+        self._context = new_context(keys)
         self._folder: PrivateFolder | None = None
+        self.lock = threading.RLock()
+        self._calls: dict[str, _Call] = {}
 
     @property
     def of_graph(self) -> list[Handle]:
@@ -58,6 +109,10 @@ class Fleet:
         Raises:
             NodeError: if a node does not come up, or is not where it should be.
         """
+        with self.lock:
+            self._start(system)
+
+    def _start(self, system: System) -> None:
         self._system = system
         if not system.processing:
             if not self.acquisition:
@@ -72,8 +127,7 @@ class Fleet:
         ):
             for rank, place in enumerate(places):
                 if rank < len(handles):
-                    old = handles[rank]
-                    if not isinstance(old, Child) or old.running:
+                    if _is_there(old := handles[rank], kind):
                         continue
                     old.close()
                     del handles[rank]
@@ -84,45 +138,97 @@ class Fleet:
         for child in fresh:
             child.wait_ready()
 
-    def prepare(
-        self,
-        run: str,
-        name: str,
-        graph: GraphDefinition,
-        output: str,
-        asked: Acquisition,
-        metadata: Metadata,
-        policies: Policies,
-    ) -> AcquisitionReady:
+    def prepare(self, wanted: Wanted) -> AcquisitionReady:
         """Make all nodes, which were started, ready for a run and let them meet.
-
-        Args:
-            run: its id.
-            name: what the user calls it.
-            graph: what is to be done.
-            output: the folder for the files.
-            asked: what the detector shall do.
-            metadata: what the user says of the experiment.
-            policies: what to do when something goes wrong.
 
         Returns:
             What the acquisition node that keeps the books answered.
         """
+        with self.lock:
+            return self._prepare(wanted)
+
+    def bring_back(self, lost: Handle, run: str) -> Handle:
+        """Start a processing node again that a run has lost.
+
+        Args:
+            lost: the handle on it; a node that somebody else started must be there again.
+            run: id of the run.
+
+        Returns:
+            The handle on it from now on.
+
+        Raises:
+            LimaError: if it cannot be.
+        """
+        if isinstance(lost, Remote):  # before anybody has to wait for us
+            _is_there(lost, "processing")
+        with self.lock:
+            if self.processing[lost.rank] is lost:  # if not, another run has seen to it
+                if isinstance(lost, Child):
+                    lost.close()
+                    self.processing[lost.rank] = self._again(lost.rank)
+                else:
+                    lost.call("give_up", run=run)
+            return self.processing[lost.rank]
+
+    def enlist(self, handle: Handle, run: str) -> int:
+        """Let a processing node take part in a run that goes on.
+
+        Returns:
+            Its rank in the run.
+
+        Raises:
+            LimaError: if it cannot, or the run is over.
+        """
+        with self.lock:
+            call = self._calls.get(run)
+            if call is None:
+                raise NodeError(f"node {handle.name} has no run to come back to")
+            rank, call.ranks = call.ranks, call.ranks + 1
+            ready = msgspec.to_builtins(self._prepare_one(handle, rank, call))
+            handle.call("start", run=run)
+            if not self._announce(run, ready):
+                handle.call("give_up", run=run)
+                raise NodeError(f"node {handle.name} came back when the run was over")
+            return rank
+
+    def _announce(self, run: str, ready: object) -> bool:
+        """Tell acquisition nodes of a processing node; whether any of them can use it."""
+        wanted = False
+        for acquisition in self.acquisition:
+            with suppress(NodeError):  # it is lost: the watch finds that out
+                wanted |= acquisition.look("join", run=run, ready=ready)
+        return wanted
+
+    def _again(self, place: int) -> Handle:
+        assert self._folder is not None  # noqa: S101 - there are child nodes
+        child = self._reach("processing", place, self._system.processing[place], self._folder)
+        assert isinstance(child, Child)  # noqa: S101 - for the type checker
+        try:
+            child.wait_ready()
+        except LimaError:
+            child.close()
+            raise
+        return child
+
+    def _prepare(self, wanted: Wanted) -> AcquisitionReady:
         system = self._system
+        graph = wanted.graph
         text = GraphText(graph.text, graph.where, str(graph.base))
         readies: list[AcquisitionReady] = []
         places = system.acquisition or (None,)
         for rank, (handle, place) in enumerate(zip(self.acquisition, places, strict=True)):
             order = AcquisitionOrder(
-                run=run,
-                name=name,
-                output=output,
+                run=wanted.run,
+                name=wanted.name,
+                output=wanted.output,
                 graph=text,
                 detector=DetectorOrder(system.detector, system.set, str(system.base)),
-                requested=asked.model_dump(mode="json", by_alias=True, exclude_unset=True),
+                requested=wanted.asked.model_dump(mode="json", by_alias=True, exclude_unset=True),
                 memory=system.memory_of(place),
-                metadata=metadata.plain(),
-                policies=policies.plain(),
+                metadata=wanted.metadata.plain(),
+                policies=wanted.policies.plain(),
+                processing=wanted.processing,
                 nodes=len(self.processing),
                 rank=rank,
                 size=len(self.acquisition),
@@ -130,25 +236,34 @@ class Fleet:
             )
             readies.append(_prepare(handle, order, AcquisitionReady))
         lead = readies[0]
+        call = _Call(wanted.run, wanted.name, text, readies, len(self.processing))
+        self._calls[wanted.run] = call
         if self.processing:
-            receivers = self._prepare_processing(run, name, text, readies)
-            connect = ConnectOrder(receivers, lead.addresses, lead.host)
+            receivers = self._prepare_processing(call)
+            connect = ConnectOrder(receivers, lead.addresses, lead.host, lead.paths)
             for handle in self.acquisition:
-                handle.call("connect", run=run, order=msgspec.to_builtins(connect))
+                handle.call("connect", run=wanted.run, order=msgspec.to_builtins(connect))
         return lead
+
+    def forget(self, run: str) -> None:
+        """A run is over: no node comes back to it."""
+        self._calls.pop(run, None)
 
     def give_up(self, run: str) -> None:
         """Undo what was prepared, or started, in part."""
+        self.forget(run)
         for handle in [*self.acquisition, *self.processing]:
             try:
-                handle.call("give_up", run=run)
+                handle.call("give_up", timeout=GIVE_UP_TIMEOUT, run=run)
             except NodeError:
-                continue  # it is gone, and what it held with it
+                continue  # it is gone, and what it held with it; or is when it is needed again
 
     def close(self) -> None:
         """End the nodes that are ours; leave nothing behind. May be called twice."""
-        for handle in [*self.acquisition, *self.processing]:
-            handle.close()
+        with self.lock:
+            self._calls.clear()
+            for handle in [*self.acquisition, *self.processing]:
+                handle.close()
         self._context.destroy(linger=0)
         if self._folder is not None:
             self._folder.close()
@@ -166,17 +281,38 @@ class Fleet:
             raise
         return remote
 
-    def _prepare_processing(
-        self, run: str, name: str, graph: GraphText, readies: list[AcquisitionReady]
-    ) -> list[ProcessingReady]:
-        def prepare(handle: Handle) -> ProcessingReady:
-            memory = self._system.memory_of(self._system.processing[handle.rank])
-            nodes = len(self.processing)
-            order = ProcessingOrder(run, name, graph, memory, handle.rank, nodes, readies)
-            return _prepare(handle, order, ProcessingReady)
-
+    def _prepare_processing(self, call: _Call) -> list[ProcessingReady]:
         with ThreadPoolExecutor(len(self.processing)) as pool:
-            return list(pool.map(prepare, self.processing))
+            return list(
+                pool.map(
+                    lambda place: self._prepare_one(self.processing[place], place, call),
+                    range(len(self.processing)),
+                )
+            )
+
+    def _prepare_one(self, handle: Handle, rank: int, call: _Call) -> ProcessingReady:
+        memory = self._system.memory_of(self._system.processing[handle.rank])
+        nodes = len(self.processing)
+        order = ProcessingOrder(call.run, call.name, call.graph, memory, rank, nodes, call.readies)
+        return _prepare(handle, order, ProcessingReady)
+
+
+def _is_there(handle: Handle, kind: str) -> bool:
+    """Whether a node can be told something; one of ours that hangs is ended.
+
+    Raises:
+        NodeError: if one that somebody else started is not there.
+    """
+    if not isinstance(handle, Child):
+        if isinstance(handle, Remote):
+            handle.check_kind(kind)
+        return True
+    try:
+        handle.look("describe", timeout=SILENCE)
+    except NodeError:
+        handle.kill()
+        return False
+    return True
 
 
 def _prepare(handle: Handle, order: Any, ready: type[Ready]) -> Ready:

@@ -20,38 +20,91 @@ PAUSE = 0.005
 """Seconds between two looks when nothing new was found."""
 
 Ranges = Sequence[tuple[int, int, str, str, str]]
+Nodes = Callable[[], Mapping[int, Handle]]
+"""Gives the nodes that run the graph, by rank; others come while a run goes on."""
 
 
-def tapped(nodes: Sequence[Handle], run: str, task: str, timeout: float | None) -> Iterator[Frame]:
+class _Readers:
+    """How far the products of a task have been read, node by node.
+
+    Attributes:
+        after: by rank, the running number that was read last; of nodes that have not ended.
+    """
+
+    def __init__(self, nodes: Nodes, run: str, task: str):
+        self.after: dict[int, int] = {}
+        self._nodes = nodes
+        self._run = run
+        self._task = task
+        self._ended: set[int] = set()
+        self.meet()
+
+    def meet(self) -> None:
+        """See who is there."""
+        there = self._nodes()
+        self.after = {rank: self.after.get(rank, -1) for rank in there if rank not in self._ended}
+
+    def ask(self, what: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """What each node that has not ended has to say; a lost one is asked no more."""
+        there = {rank: handle for rank, handle in self._nodes().items() if rank not in self._ended}
+        self.after = {rank: self.after.get(rank, -1) for rank in there}
+        for rank, handle in there.items():
+            try:
+                told = handle.read(what, run=self._run, task=self._task, after=self.after[rank])
+            except NodeError:
+                self.end(rank)
+                continue
+            yield rank, told
+
+    def end(self, rank: int) -> None:
+        """A node has nothing more to say."""
+        del self.after[rank]
+        self._ended.add(rank)
+
+
+def tapped(
+    nodes: Nodes, run: str, task: str, timeout: float | None, over: Callable[[], bool]
+) -> Iterator[Frame]:
     """The frames that pass a tap from now on; nearly in the order of their index.
+
+    Args:
+        nodes: gives those that run the graph.
+        run: id of the run.
+        task: name of the tap.
+        timeout: seconds to wait for the next frame.
+        over: whether the run is over; until then a node may come for one that is lost.
 
     Raises:
         TimeoutError: if none came for `timeout` seconds.
     """
-    after = {handle.name: -1 for handle in nodes}
+    readers = _Readers(nodes, run, task)
     heard = time.monotonic()
-    while after:
+    ended = False
+    while not ended:
+        was_over = over()  # before the look: nobody comes after that
         found: list[Frame] = []
-        for handle, told in _ask("tap", nodes, run, task, after):
+        for rank, told in readers.ask("tap"):
             for kept in told["frames"]:
-                after[handle.name] = kept["serial"]
+                readers.after[rank] = kept["serial"]
                 found.append(_frame(kept))
             if told["ended"]:
-                del after[handle.name]
+                readers.end(rank)
         yield from sorted(found, key=lambda frame: frame.index)
+        ended = was_over and not readers.after
         if found:
             heard = time.monotonic()
         elif timeout is not None and time.monotonic() - heard > timeout:
             raise TimeoutError(f'no frame passed the tap "{task}" for {timeout:g} s')
-        elif after:
+        elif not ended:
             time.sleep(PAUSE)
 
 
 def streamed(
-    nodes: Sequence[Handle],
+    nodes: Nodes,
     run: str,
     task: str,
     timeout: float | None,
+    over: Callable[[], bool],
     done_to: Callable[[], int],
     account: Callable[[], tuple[Ranges, int]],
 ) -> Iterator[Block]:
@@ -60,10 +113,11 @@ def streamed(
     A frame whose product was given away before it was read, or was never made, is absent.
 
     Args:
-        nodes: those that run the graph.
+        nodes: gives those that run the graph.
         run: id of the run.
         task: its name.
         timeout: seconds to wait for the next product.
+        over: whether the run is over; until then a node may come for one that is lost.
         done_to: gives the number of the first frame that is not done: what was made of those before
             it lies at the nodes, or never will.
         account: gives what is known of absent frames, and how many were acquired, once the run is
@@ -73,31 +127,34 @@ def streamed(
         TimeoutError: if none came in time.
         NodeError: if no node is left that could say anything.
     """
-    after = {handle.name: -1 for handle in nodes}
+    readers = _Readers(nodes, run, task)
     waiting: list[tuple[int, int, Block]] = []
     order = count()
     expected: int | None = None
     done = known = 0  # all there is of the frames before `known` has been seen,
-    newest: dict[str, int] = {}  # and of those before `done` once these have been, by node
+    newest: dict[int, int] = {}  # and of those before `done` once these have been, by node
     spec: FrameSpec | None = None
     heard = time.monotonic()
     while True:
-        news, looked = False, dict[str, int]()
+        news, looked = False, dict[int, int]()
+        was_over = over()  # before the look: nobody comes after that
         if not newest:
             done = done_to()  # before the look: what was made of these frames is there by now
-        for handle, told in _ask("stream", nodes, run, task, after):
+        for rank, told in readers.ask("stream"):
             spec = FrameSpec.from_plain(told["spec"])
             for serial, packed in told["blocks"]:
                 if expected is None:
                     expected = 0 if serial == 0 else packed["index"]
-                after[handle.name] = serial
+                readers.after[rank] = serial
                 heappush(waiting, (packed["index"], next(order), product_of(spec, packed)))
                 news = True
-            looked[handle.name] = told["newest"]
+            looked[rank] = told["newest"]
             if told["ended"]:
-                del after[handle.name]
+                readers.end(rank)
         newest = newest or looked
-        if all(after[name] >= serial for name, serial in newest.items() if name in after):
+        after = readers.after
+        ended = was_over and not after
+        if all(after[rank] >= serial for rank, serial in newest.items() if rank in after):
             known, newest = done, {}
         while waiting and expected is not None:
             index, _, block = waiting[0]
@@ -107,7 +164,7 @@ def streamed(
                 heappop(waiting)
                 yield block.part(expected - index, block.count)
                 expected = block.end
-            elif not after:
+            elif ended:
                 yield _missing(account()[0], expected, index, block.spec)
                 expected = index
             elif expected < known // block.spec.span:
@@ -116,7 +173,7 @@ def streamed(
                 expected = end
             else:
                 break
-        if not after:
+        if ended:
             if spec is None:
                 raise NodeError(
                     f'task "{task}": all nodes that had its products are lost, and these with them;'
@@ -154,20 +211,6 @@ def frames_of(blocks: Iterator[Block], task: str, channel: str | None) -> Iterat
             elif channel is not None and frame.data is not None:
                 frame = replace(frame, data=frame.data[channel])
             yield frame
-
-
-def _ask(
-    what: str, nodes: Sequence[Handle], run: str, task: str, after: dict[str, int]
-) -> Iterator[tuple[Handle, Mapping[str, Any]]]:
-    """What each node that has not ended has to say; a lost one is asked no more."""
-    for handle in nodes:
-        if handle.name in after:
-            try:
-                told = handle.read(what, run=run, task=task, after=after[handle.name])
-            except NodeError:
-                del after[handle.name]
-                continue
-            yield handle, told
 
 
 def _missing(ranges: Ranges, first: int, end: int, spec: FrameSpec) -> Block:

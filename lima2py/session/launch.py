@@ -10,13 +10,14 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
-import zmq
-
 from lima2py.errors import LimaError, NodeError
 from lima2py.node.node import Node
+from lima2py.transport.greeting import who_listens
 from lima2py.transport.rpc import Client
-from lima2py.transport.sockets import PrivateFolder
+from lima2py.transport.sockets import Context, PrivateFolder
 
+MEETING_TIMEOUT = 2.0
+"""Seconds a node that somebody else started may take to say who it is."""
 START_TIMEOUT = 60.0
 """Seconds a node process may take to answer for the first time."""
 
@@ -26,7 +27,7 @@ class Handle(ABC):
 
     Attributes:
         name: of the node.
-        rank: its number among the nodes of its kind.
+        rank: its number among the nodes of its kind, in the system file.
     """
 
     name: str
@@ -81,9 +82,10 @@ class Inside(Handle):
 class Remote(Handle):
     """A node behind a command socket, started by somebody else."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], name: str, rank: int, address: str):
+    def __init__(self, context: Context, name: str, rank: int, address: str):
         self.name = name
         self.rank = rank
+        self._with_keys = context.keys is not None
         self._caller = Client(context, address, name)
         self._looker = Client(context, address, name)
         self._reader = Client(context, address, name)
@@ -105,12 +107,14 @@ class Remote(Handle):
 
         Raises:
             NodeError: with how to start the right one.
+            ProtocolError: if it is of another version.
         """
         start = f"start it on its host:  lima2py node {kind} {self.name} --listen tcp://HOST:PORT"
         try:
-            told = self.call("describe", timeout=5.0)["kind"]
+            told = self.call("describe", timeout=MEETING_TIMEOUT)["kind"]
         except NodeError as error:
-            raise NodeError(f"{error}; {start}") from None
+            who = who_listens(self._caller.address, self._with_keys)
+            raise NodeError(f"{error}: {who}; {start}") from None
         if told != kind:
             raise NodeError(
                 f"node {self.name} at {self._caller.address} is a {told} node, not a node for"
@@ -139,7 +143,7 @@ class Child(Remote):
 
     def __init__(
         self,
-        context: zmq.Context[zmq.Socket[bytes]],
+        context: Context,
         kind: str,
         name: str,
         rank: int,
@@ -155,6 +159,8 @@ class Child(Remote):
             command += ["--host", host]
         if isolated:
             command.append("--isolated")
+        if context.keys is not None:
+            command += ["--keys", str(context.keys.file)]
         theirs, self._lifeline = os.pipe()
         try:
             with self._log.open("ab") as output:
@@ -185,6 +191,11 @@ class Child(Remote):
     def running(self) -> bool:
         """Whether the node's process is there."""
         return self._process.poll() is None
+
+    @property
+    def left_in_order(self) -> bool:
+        """Whether the process has ended since it was told to (SIGTERM)."""
+        return self._process.poll() == 0
 
     def check_alive(self) -> None:
         """See `Handle.check_alive`."""

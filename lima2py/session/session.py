@@ -7,8 +7,8 @@
             print(frame.index, frame.data.sum())
         print(lima.wait())
 
-Runs live in the nodes. The session only watches them: a thread of its own asks every node for its
-status several times a second, which is the heartbeat too, and tells the others when one is lost.
+Runs live in the nodes. The session watches each run in a thread of its own: that asks every node
+for its status several times a second, tells the others when one is lost, and starts it again.
 """
 
 from __future__ import annotations
@@ -17,43 +17,47 @@ import os
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, SupportsFloat
+from types import MappingProxyType, TracebackType
+from typing import Any, Literal, Self, SupportsFloat
 
 from lima2py.acquisition import Acquisition
-from lima2py.errors import BadCommand, BadParameter, LimaError, did_you_mean
+from lima2py.errors import BadCommand, BadParameter
 from lima2py.frame import Frame
 from lima2py.graph.definition import GraphDefinition, load_graph, parse_graph
 from lima2py.metadata import Metadata
 from lima2py.node.life import State
 from lima2py.policies import Policies
-from lima2py.session.fleet import Fleet
-from lima2py.session.follow import Ranges, frames_of, streamed, tapped
+from lima2py.session.events import Event, Events
+from lima2py.session.fleet import Fleet, Wanted
+from lima2py.session.metrics import View, exposition
 from lima2py.session.report import Report
+from lima2py.session.run import SessionRun
 from lima2py.session.system import System, open_system
-from lima2py.session.watch import Progress, Watch
+from lima2py.session.totals import Totals
+from lima2py.session.watch import Progress
 
-STREAM_PATIENCE = 60.0
-"""Seconds a stream that has come to its end waits for the report of the run."""
+KEPT_RUNS = 1000
+"""The most runs that a session remembers, those that are over longest give way."""
+Begin = Literal["at_once", "when_acquired", "when_told"]
 
 
 class Session:
-    """A handle on a system of nodes: see `Session.open`."""
+    """A handle on a system of nodes: see `Session.open`.
+
+    Its commands mean the run that was prepared last; `runs` has all of them.
+
+    Attributes:
+        system: which nodes there are.
+        nodes: handles on them.
+    """
 
     def __init__(self, system: System):
         self.system = system
-        self.plan = ""
-        """The plan of the prepared run, as a table for a person."""
-        self.warnings: list[str] = []
-        """What may go wrong with the prepared run, in words: a disk that has too little room."""
-        self.run = ""
-        """Id of the prepared, running or last run."""
-        self._name = ""
-        self.nodes = Fleet()
-        self._prepared = False
-        self._watch: Watch | None = None
+        self.nodes = Fleet(system.load_keys())
+        self._events = Events()
+        self._totals = Totals()
+        self._runs: dict[str, SessionRun] = {}
         self._graph: GraphDefinition | None = None
-        self._taps: list[str] = []
         self._closed = False
 
     @classmethod
@@ -94,9 +98,13 @@ class Session:
         overrides: Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
         policies: Mapping[str, Any] | None = None,
+        processing: Begin = "at_once",
         **acquisition: Any,
     ) -> Acquisition:
         """Make everything ready for one run; starts the nodes the first time.
+
+        The one before must have its last frame in the ring (`wait_acquired`); it may still be
+        processed and saved.
 
         Args:
             graph: a graph file, or the name of one that comes with lima2py; the one of the last
@@ -108,6 +116,8 @@ class Session:
                 they go over those of the system file, key by key.
             policies: the fields of `Policies`, what to do when something goes wrong; they go over
                 those of the system file.
+            processing: when the frames are processed: `at_once`; `when_acquired`, all of them, for
+                which the ring must hold them; `when_told` by `SessionRun.process`, likewise.
             acquisition: the fields of `Acquisition`: nb_frames, expo_time, ...
 
         Returns:
@@ -115,40 +125,32 @@ class Session:
 
         Raises:
             BadParameter: what cannot be; nothing is left behind.
-            BadCommand: while another run goes on.
+            BadCommand: while the detector is busy with another run.
             LimaError: what a node could not do.
         """
-        self._refuse_if_running("prepare")
+        self._refuse_if_closed("prepare")
+        self._refuse_if_acquiring("prepare")
         self._graph = definition = self._definition(graph, overrides or {})
-        requested = Acquisition.load(acquisition, "acquisition")
-        told = Metadata.of_run(self.system.metadata, metadata or {})
-        chosen = Policies.load({**self.system.policies.plain(), **(policies or {})}, "policies")
-        check_name(name)
-        if self._prepared:
-            self._give_up()
+        wanted = Wanted(
+            uuid.uuid4().hex,
+            check_name(name),
+            definition,
+            os.path.abspath(os.path.expanduser(output)),
+            Acquisition.load(acquisition, "acquisition"),
+            Metadata.of_run(self.system.metadata, metadata or {}),
+            Policies.load({**self.system.policies.plain(), **(policies or {})}, "policies"),
+            processing,
+        )
+        if (before := self._last) is not None and before.prepared:
+            before.give_up()
         self.nodes.start(self.system)
-        self._watch = None
-        self.run = uuid.uuid4().hex
-        self._name = name
         try:
-            lead = self.nodes.prepare(
-                self.run,
-                name,
-                definition,
-                os.path.abspath(os.path.expanduser(output)),
-                requested,
-                told,
-                chosen,
-            )
-            hardware = Acquisition.load(lead.parameters.hardware["acquisition"], "acquisition")
+            ready = self.nodes.prepare(wanted)
         except BaseException:
-            self._give_up()
+            self.nodes.give_up(wanted.run)
             raise
-        self.plan = lead.plan
-        self.warnings = lead.warnings
-        self._taps = lead.taps
-        self._prepared = True
-        return hardware
+        self._keep(SessionRun(wanted, ready, self.nodes, self._events, self._totals))
+        return Acquisition.load(ready.parameters.hardware["acquisition"], "acquisition")
 
     def update(self, task: str, **parameters: Any) -> None:
         """Change parameters of a task for the next run: `prepare` without a graph then has them.
@@ -165,30 +167,22 @@ class Session:
             raise BadCommand("the session has no graph yet to update; it can: prepare")
         changes = {f"{task}.{name}": value for name, value in parameters.items()}
         self._graph = self._definition(self._graph, changes)
-        over = self._watch is None or self._watch.over.is_set()
-        if task in self._taps and (self._prepared or not over):
-            changed = self._graph.tasks[task].task.plain()
-            for handle in self.nodes.of_graph:
-                handle.look("change_tap", run=self.run, task=task, parameters=changed)
+        changed = self._graph.tasks[task].task.plain()
+        for run in self._runs.values():
+            run.change_tap(task, changed)
 
-    def start(self) -> None:
-        """Let the prepared run go; returns at once.
+    def start(self) -> SessionRun:
+        """Let the prepared run go; returns at once, with the run.
 
         Raises:
             BadCommand: if none is prepared.
         """
-        self._refuse_if_running("start")
-        if not self._prepared:
-            raise BadCommand(f"the session cannot start while {self.state.value}; it can: prepare")
-        self._prepared = False
-        try:
-            for handle in [*self.nodes.processing, *reversed(self.nodes.acquisition)]:
-                handle.call("start", run=self.run)
-        except LimaError:
-            self._give_up()
-            raise
-        self._watch = Watch(self.run, self._name, self.nodes.acquisition, self.nodes.processing)
-        self._watch.start()
+        self._refuse_if_closed("start")
+        run = self._run("start")
+        if not run.prepared:
+            raise run.refusal("start")
+        run.start()
+        return run
 
     def trigger(self) -> None:
         """One software trigger.
@@ -196,9 +190,7 @@ class Session:
         Raises:
             BadCommand: if the run is not going, or the detector takes none now.
         """
-        self._running("trigger")
-        for handle in self.nodes.acquisition:
-            handle.look("trigger")
+        self._run("trigger").trigger()
 
     def log(
         self,
@@ -222,13 +214,26 @@ class Session:
             BadCommand: if no run is prepared or going.
             BadParameter: if there can be no such series, or it is of another kind.
         """
-        if not self._prepared:
-            self._running("log")
-        plain = getattr(value, "item", lambda: value)()  # a numpy scalar
-        if not isinstance(plain, (int, float, str)):
-            raise BadParameter(f"log {name}: should be a number or text; given: {plain!r}")
-        lead = self.nodes.acquisition[0]
-        lead.look("log", run=self.run, name=str(name), value=plain, units=units, time=time)
+        self._run("log").log(name, value, units, time)
+
+    def pause(self) -> None:
+        """Acquire nothing until `resume`; what was acquired is processed and saved.
+
+        With software triggers it is these that are refused; a detector that clocks itself must be
+        able to hold its clock. Of several acquisition nodes all pause, or none.
+
+        Raises:
+            BadCommand: if no run is going, or what triggers the detector cannot be held.
+        """
+        self._run("pause").pause()
+
+    def resume(self) -> None:
+        """Go on with the next frame after a `pause`.
+
+        Raises:
+            BadCommand: if the run is not paused.
+        """
+        self._run("resume").resume()
 
     def stop(self) -> None:
         """Acquire no more; what was acquired is processed and saved. Returns at once.
@@ -236,8 +241,7 @@ class Session:
         Raises:
             BadCommand: if no run is going.
         """
-        watch = self._running("stop")
-        watch.tell("stop")
+        self._run("stop").stop()
 
     def abort(self) -> None:
         """Acquire no more and discard what is in flight; files are closed. Returns at once.
@@ -245,8 +249,29 @@ class Session:
         Raises:
             BadCommand: if no run is going.
         """
-        watch = self._running("abort")
-        watch.tell("abort")
+        self._run("abort").abort()
+
+    def drain(self, node: str) -> None:
+        """Let a processing node leave the run when it has done what it has. Returns at once.
+
+        Raises:
+            BadCommand: if no run is going.
+            BadParameter: if no such node takes part.
+        """
+        self._run("drain").drain(node)
+
+    def cancel(self, run: str) -> None:
+        """End a run wherever it is: prepared, acquiring, or still processed. Returns at once.
+
+        Args:
+            run: its id; one that is over stays as it is.
+
+        Raises:
+            BadParameter: if there is no such run.
+        """
+        if run not in self._runs:
+            raise BadParameter(f"run {run}: this session has none of this id")
+        self._runs[run].cancel()
 
     def wait(self, timeout: float | None = None) -> Report:
         """Wait until the run is over and its files are closed.
@@ -255,30 +280,76 @@ class Session:
             BadCommand: if no run was started.
             TimeoutError: if it goes on after `timeout` seconds.
         """
-        if self._watch is None:
-            raise BadCommand(
-                f"the session cannot wait while {self.state.value}: no run was started"
-            )
-        if not self._watch.over.wait(timeout):
-            done = self.progress()
-            raise TimeoutError(
-                f"the run goes on after {timeout:g} s: {done.settled} of"
-                f" {done.asked or 'endless'} frames are done"
-            )
-        return self._watch.report()
+        return self._run("wait").wait(timeout)
+
+    def wait_acquired(self, timeout: float | None = None) -> None:
+        """Wait until the last frame is in the ring: the detector is free for the next run.
+
+        Raises:
+            BadCommand: if no run was started.
+            TimeoutError: if the detector is still busy after `timeout` seconds.
+        """
+        self._run("wait").wait_acquired(timeout)
 
     # Looking
 
     @property
+    def runs(self) -> Mapping[str, SessionRun]:
+        """All runs by id, the newest last; those that are over, too."""
+        return MappingProxyType(self._runs)
+
+    @property
+    def run(self) -> str:
+        """Id of the run that was prepared last; empty before the first one."""
+        return "" if self._last is None else self._last.id
+
+    @property
+    def plan(self) -> str:
+        """The plan of that run, as a table for a person."""
+        return "" if self._last is None else self._last.plan
+
+    @property
+    def warnings(self) -> list[str]:
+        """What may go wrong with that run, in words: a disk that has too little room."""
+        return [] if self._last is None else self._last.warnings
+
+    @property
     def state(self) -> State:
-        """Where the system is."""
+        """Where that run is."""
         return self.progress().state
 
     def progress(self) -> Progress:
-        """Where the run is, as seen at the last look (a tenth of a second ago)."""
-        if self._prepared:
-            return Progress(State.PREPARED)
-        return self._watch.progress if self._watch is not None else Progress(State.IDLE)
+        """Where that run is, as seen at the last look (a tenth of a second ago)."""
+        return Progress(State.IDLE) if self._last is None else self._last.progress()
+
+    def events(self, timeout: float | None = None) -> Iterator[Event]:
+        """What happens to the run, from its start on and as it comes; ends with the run.
+
+        Can be called at any time after `start`, also when the session is closed, by several
+        readers; the latest 1000 are kept.
+
+        Args:
+            timeout: seconds to wait for the next event.
+
+        Raises:
+            BadCommand: if no run was started.
+            TimeoutError: if none came in time.
+        """
+        return self._run("tell its events").events(timeout)
+
+    def view(self) -> View:
+        """What its metrics are drawn from; from any thread."""
+        last = self._last
+        name = "" if last is None else last.name
+        return View(self.run, name, self.progress(), self._totals)
+
+    def metrics(self) -> str:
+        """The present state in the text format of Prometheus.
+
+        Raises:
+            LimaError: if the Prometheus client is not installed.
+        """
+        return exposition(self.view())
 
     def tap(self, name: str, timeout: float | None = None) -> Iterator[Frame]:
         """The frames that pass a tap from now on, as they come; ends with the run.
@@ -295,10 +366,7 @@ class Session:
             TimeoutError: if no frame came in time.
         """
         self._refuse_if_closed("look")
-        if name not in self._taps:
-            raise BadParameter(f'tap "{name}": the graph has no such tap'
-                               f"{did_you_mean(name, self._taps)}")  # fmt: skip
-        return tapped(tuple(self.nodes.of_graph), self.run, name, timeout)
+        return self._run("look").tap(name, timeout)
 
     def stream(
         self, name: str, channel: str | None = None, timeout: float | None = None
@@ -320,31 +388,16 @@ class Session:
             TimeoutError: if no frame came in time.
         """
         self._refuse_if_closed("look")
-        watch = self._watch
-        if watch is None:
-            raise BadCommand("the session has nothing to stream yet; it can: prepare, start")
-
-        def account() -> tuple[Ranges, int]:
-            if not watch.over.wait(STREAM_PATIENCE):
-                return (), 0
-            return watch.report().absences, watch.progress.acquired
-
-        def done_to() -> int:
-            return watch.progress.done_to
-
-        nodes = tuple(self.nodes.of_graph)  # the next run may start some of them again
-        blocks = streamed(nodes, self.run, name, timeout, done_to, account)
-        return frames_of(blocks, name, channel)
+        return self._run("stream").stream(name, channel, timeout)
 
     def close(self) -> None:
         """Abort what runs, end our nodes, leave nothing behind; may be called twice."""
         if self._closed:
             return
         self._closed = True
-        if self._watch is not None:
-            self._watch.close()
-        if self._prepared:
-            self._give_up()
+        for run in self._runs.values():
+            run.close()
+        self._events.close()
         self.nodes.close()
 
     def __enter__(self) -> Self:
@@ -360,9 +413,15 @@ class Session:
 
     # How it is done
 
-    def _give_up(self) -> None:
-        self._prepared = False
-        self.nodes.give_up(self.run)
+    @property
+    def _last(self) -> SessionRun | None:
+        return next(reversed(self._runs.values()), None)
+
+    def _keep(self, run: SessionRun) -> None:
+        self._runs[run.id] = run
+        over = [id for id, kept in self._runs.items() if not (kept.prepared or kept.going)]
+        for id in over[: max(0, len(self._runs) - KEPT_RUNS)]:
+            del self._runs[id]
 
     def _definition(
         self, graph: str | Path | GraphDefinition | None, overrides: Mapping[str, Any]
@@ -380,25 +439,20 @@ class Session:
         if self._closed:
             raise BadCommand(f"the session cannot {command}: it is closed")
 
-    def _refuse_if_running(self, command: str) -> None:
-        self._refuse_if_closed(command)
-        if self._watch is not None and not self._watch.over.is_set():
-            raise BadCommand(
-                f"the session cannot {command} while {self.state.value};"
-                " it can: stop, abort, trigger, wait"
-            )
+    def _refuse_if_acquiring(self, command: str) -> None:
+        last = self._last
+        if last is not None and last.acquiring:
+            raise last.refusal(command)
 
-    def _running(self, command: str) -> Watch:
-        if self._watch is None or self._watch.over.is_set():
-            can = "prepare, start" if self._prepared else "prepare"
-            raise BadCommand(
-                f"the session cannot {command} while {self.state.value}; it can: {can}"
-            )
-        return self._watch
+    def _run(self, command: str) -> SessionRun:
+        """The run that was prepared last."""
+        if self._last is None:
+            raise BadCommand(f"the session cannot {command} while idle; it can: prepare")
+        return self._last
 
 
-def check_name(name: str) -> None:
-    """Refuse what cannot be the name of a run.
+def check_name(name: str) -> str:
+    """The name, if a run can have it.
 
     Raises:
         BadParameter: saying what can.
@@ -409,3 +463,4 @@ def check_name(name: str) -> None:
             f"name {name!r}: should be 1 to 100 letters, digits, or any of _ - . + @ and blanks,"
             " and not begin with a dot: file names begin with it"
         )
+    return name

@@ -8,6 +8,7 @@
     processing:
       - {node: proc0}
       - {node: proc1, address: "tcp://gpu1:4711"}   # somebody started it: lima2py node processing
+    keys: id10.keys                          # for nodes on other hosts: lima2py keys id10.keys
     memory: {ring: 2 GiB}                    # of all nodes; a node may say its own
     policies: {overload: drop}               # what to do when something goes wrong
     metadata: {instrument: {name: ID10}}     # what is always so; a run adds its own
@@ -32,9 +33,12 @@ from lima2py.errors import BadParameter
 from lima2py.memory import MemorySettings
 from lima2py.metadata import Metadata, anchored
 from lima2py.policies import Policies
+from lima2py.transport.keys import Keys, read_keys
+from lima2py.transport.sockets import is_loopback
 from lima2py.units import Model
 
 _ADDRESS = re.compile(r"tcp://(?:\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):([1-9][0-9]{0,4})\Z")
+_LOOPBACK = "127.0.0.1"
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}\Z")
 
@@ -61,8 +65,8 @@ class NodePlace(Model):
     """`tcp://host:port` where it takes commands, if somebody else started it; without an address
     the session starts it on this host."""
     host: str | None = None
-    """The name or address of this host by which the nodes of other hosts shall reach this node;
-    the name of this host when not given."""
+    """The name or address of this host by which nodes with an address shall reach this node; the
+    name of this host when not given, and 127.0.0.1 without keys."""
     memory: MemorySettings | None = None
     """What differs from the system's `memory`."""
 
@@ -80,6 +84,9 @@ class System(Model):
     """The acquisition nodes; the first one keeps the books."""
     processing: Annotated[tuple[NodePlace, ...], Field(validate_default=True)] = ()
     """The processing nodes."""
+    keys: Annotated[Path | None, Field(validate_default=True)] = None
+    """The file of the keys that its nodes use, from `lima2py keys`; required when some are on other
+    hosts."""
     memory: MemorySettings = Field(default_factory=MemorySettings)
     """Memory and processors of all nodes that do not say otherwise."""
     policies: Policies = Field(default_factory=Policies)
@@ -109,6 +116,21 @@ class System(Model):
             if twice:
                 raise ValueError(f"two nodes have the same {what}, {', '.join(twice)}")
         return processing
+
+    @field_validator("keys", mode="after")
+    @classmethod
+    def _check_keys(cls, keys: Path | None, info: ValidationInfo) -> Path | None:
+        places = (*info.data.get("acquisition", ()), *info.data.get("processing", ()))
+        if keys is not None or all(place.address is None for place in places):
+            return keys
+        for place in places:
+            if not is_loopback(place.address or f"tcp://{place.host or _LOOPBACK}:*"):
+                raise ValueError(
+                    f"node {place.node} is reached over the network, and without keys anybody there"
+                    " could command it; make them with  lima2py keys FILE,  copy the file to every"
+                    " host, start the nodes with  --keys FILE  and write  keys: FILE  here"
+                )
+        return keys
 
     @classmethod
     def read(cls, path: Path, detector: Mapping[str, Any] = _NOTHING) -> Self:
@@ -187,10 +209,18 @@ class System(Model):
         )
 
     def host_of(self, place: NodePlace) -> str | None:
-        """By which name other hosts reach a node that runs here; None if none has to."""
+        """By which name nodes that others started reach one of ours; None if there are none."""
         if all(other.address is None for other in (*self.acquisition, *self.processing)):
             return None
-        return place.host or socket.gethostname()
+        return place.host or (socket.gethostname() if self.keys else _LOOPBACK)
+
+    def load_keys(self) -> Keys | None:
+        """The keys that its nodes use on the network.
+
+        Raises:
+            BadParameter: if there is no such file, or it holds no keys, or is not kept secret.
+        """
+        return read_keys(self.base / self.keys.expanduser()) if self.keys else None
 
 
 def open_system(

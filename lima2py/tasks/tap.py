@@ -142,6 +142,11 @@ class Tap(Task):
         return kept[-1] if kept else None
 
     @property
+    def shown(self) -> int:
+        """How many frames were kept so far, those that have given way with them."""
+        return self._serial
+
+    @property
     def ended(self) -> bool:
         """Whether the last frame has passed."""
         return self._ended

@@ -140,7 +140,7 @@ def test_what_cannot_be_followed_is_said(session: Session, graph: Path) -> None:
 
 def test_nothing_is_followed_or_updated_before_a_run() -> None:
     with Session.open("simulator", detector=DETECTOR) as session:
-        with pytest.raises(BadCommand, match="nothing to stream yet"):
+        with pytest.raises(BadCommand, match="cannot stream while"):
             session.stream("beam")
         with pytest.raises(BadCommand, match="no graph yet"):
             session.update("beam", rois={})
@@ -195,9 +195,9 @@ def test_a_prepared_run_is_not_taken_for_the_one_before_it(session: Session, gra
     begin(session, graph, nb_frames=10)
     session.wait(30)
     session.prepare(graph=graph, nb_frames=20)
-    with pytest.raises(BadCommand, match="no run was started"):
+    with pytest.raises(BadCommand, match="cannot wait while prepared; it can: prepare, start"):
         session.wait(30)
-    with pytest.raises(BadCommand, match="nothing to stream yet"):
+    with pytest.raises(BadCommand, match="cannot stream while"):
         session.stream("beam")
     session.start()
     assert len(list(session.stream("beam", timeout=30))) == 20

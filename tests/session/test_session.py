@@ -148,7 +148,9 @@ def test_commands_in_the_wrong_state_say_which_and_what_is_possible(
     with pytest.raises(BadCommand, match="cannot trigger while prepared; it can: prepare, start"):
         here.trigger()
     here.start()
-    with pytest.raises(BadCommand, match="cannot prepare while running; it can: stop, abort"):
+    with pytest.raises(
+        BadCommand, match="cannot prepare while running; it can: pause, stop, abort, trigger"
+    ):
         here.prepare(graph=graph)
     with pytest.raises(BadCommand, match=r"has no software trigger|trigger_mode"):
         here.trigger()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -57,8 +57,17 @@ class Says(Handle):
         return
 
 
+def streamed_from(
+    nodes: Sequence[Handle], done_to: Callable[[], int], frames: int, timeout: float = 5.0
+) -> Iterator[Block]:
+    """Of a run that is over, and acquired so many frames."""
+    there = dict(enumerate(nodes))
+    account = ((), frames)
+    return streamed(lambda: there, "run", "task", timeout, lambda: True, done_to, lambda: account)
+
+
 def follow(*nodes: Says, frames: int) -> list[tuple[int, bool]]:
-    blocks = streamed(nodes, "run", "task", 5.0, lambda: 0, lambda: ((), frames))
+    blocks = streamed_from(nodes, lambda: 0, frames)
     return [(frame.index, frame.data is not None) for block in blocks for frame in block.frames()]
 
 
@@ -77,7 +86,7 @@ def test_what_gave_way_before_it_was_read_is_absent_as_soon_as_that_is_sure() ->
         Says("b", [[(1, 3)], [(3, 7), (4, 9)]], ends=False),
     )
     done = iter([0, 4, 10])
-    got = first_ten(streamed(nodes, "run", "task", 5.0, lambda: next(done, 10), lambda: ((), 0)))
+    got = first_ten(streamed_from(nodes, lambda: next(done, 10), 0))
     assert [index for index, there in got if there] == [0, 2, 3, 7, 8, 9]
 
 
@@ -87,7 +96,7 @@ def test_what_only_a_lost_node_had_is_absent_while_the_run_goes_on() -> None:
         Says("b", [[(0, 4), (1, 5)], [(2, 3), (3, 6)], [(4, 7), (5, 8), (6, 9)]], ends=False),
     )
     done = iter([0, 2, 2])  # frame 3 was made again by the other node, frame 2 was done
-    got = first_ten(streamed(nodes, "run", "task", 5.0, lambda: next(done, 10), lambda: ((), 0)))
+    got = first_ten(streamed_from(nodes, lambda: next(done, 10), 0))
     assert [index for index, there in got if not there] == [2]
 
 
@@ -95,13 +104,26 @@ def test_a_reader_who_lags_behind_is_not_told_too_early_that_something_is_missin
     """Frames a lost node had come out of order from the others, maybe after many newer ones."""
     late = Says("a", [[(0, 8)], [(1, 9)], [(2, 5)], [(3, 7)]], behind=True)
     other = Says("b", [[(0, 0), (1, 1), (2, 2), (3, 3), (4, 4)]], ends=False)
-    got = first_ten(streamed([late, other], "run", "task", 5.0, lambda: 10, lambda: ((), 0)))
+    got = first_ten(streamed_from([late, other], lambda: 10, 0))
     assert [index for index, there in got if not there] == [6]
 
 
 def test_a_reader_who_comes_when_all_nodes_are_lost_is_told_so() -> None:
     with pytest.raises(NodeError, match='task "task": all nodes that had its products are lost'):
         follow(Says("a", [], dies=True), Says("b", [], dies=True), frames=15)
+
+
+def test_a_node_that_comes_for_a_lost_one_is_read_too() -> None:
+    there: dict[int, Handle] = {0: Says("a", [[(0, 0), (1, 1)]], dies=True, ends=False)}
+    looks = iter(range(100))
+
+    def nodes() -> dict[int, Handle]:
+        if next(looks) == 12:  # long after the first one is lost
+            there[1] = Says("a", [[(0, index) for index in range(2, 10)]])
+        return there
+
+    blocks = streamed(nodes, "run", "task", 5.0, lambda: 1 in there, lambda: 0, lambda: ((), 10))
+    assert first_ten(blocks) == [(index, True) for index in range(10)]
 
 
 def first_ten(blocks: Iterator[Block]) -> list[tuple[int, bool]]:
@@ -113,9 +135,7 @@ def first_ten(blocks: Iterator[Block]) -> list[tuple[int, bool]]:
 
 
 def test_a_slow_reader_has_not_waited_for_the_next_frame() -> None:
-    blocks = streamed(
-        [Says("a", [[(0, 0)], [(1, 1)]])], "run", "task", 0.05, lambda: 0, lambda: ((), 2)
-    )
+    blocks = streamed_from([Says("a", [[(0, 0)], [(1, 1)]])], lambda: 0, 2, timeout=0.05)
     found = []
     for block in blocks:
         found.append(block.index)

@@ -23,6 +23,7 @@ acquisition:
 processing:
   - {node: proc0}
   - {node: proc1, address: "tcp://gpu1.id10:4711"}
+keys: id10.keys
 memory: {ring: 512 MiB, cpus: [0, 2]}
 """
 
@@ -106,7 +107,8 @@ def test_what_is_wrong_is_told_at_once(path: Path) -> None:
     assert 'did you mean "address"' in told[3]
     assert "tcp://host:port" in told[4]
     assert (
-        "known: acquisition, base, detector, memory, metadata, processing, set, system" in told[8]
+        "known: acquisition, base, detector, keys, memory, metadata, policies, processing, set"
+        in told[8]
     )
 
 
@@ -117,9 +119,9 @@ def test_what_is_wrong_is_told_at_once(path: Path) -> None:
         ("processing: [{node: a}]", "0 acquisition nodes and 1 processing nodes"),
         ("acquisition: [{node: a}]\nprocessing: [{node: a}]", "two nodes have the same node, a"),
         (
-            "acquisition: [{node: a, address: 'tcp://x:1'}]\n"
-            "processing: [{node: b, address: 'tcp://x:1'}]",
-            "two nodes have the same address, tcp://x:1",
+            "acquisition: [{node: a, address: 'tcp://[::1]:1'}]\n"
+            "processing: [{node: b, address: 'tcp://[::1]:1'}]",
+            "two nodes have the same address, tcp://[::1]:1",
         ),
     ],
 )
