@@ -1,4 +1,4 @@
-"""Every test ends as it began: nothing it started, opened or changed is left behind.
+"""Every test ends as it began, and every frame of its runs has one fate.
 
 What is looked at after each test, and again after each module: threads, child processes, open
 files, sockets and shared memory of this process, entries of /dev/shm, folders of local sockets,
@@ -16,15 +16,19 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 from hypothesis import settings
 
+if TYPE_CHECKING:
+    from tests.account import Ended
+
 ROOT = Path(__file__).parent.parent
 PATIENCE = 10.0
 """Seconds in which what is ending may end."""
-OUR_THREADS = ("run ", "watch", "lifeline", "commands", "trigger")
+OUR_THREADS = ("run ", "watch", "lifeline", "commands", "trigger", "guard", "gate")
 MARK = "LIMA2PY_TESTS"
 """In the environment of every process that descends from this one, orphans too."""
 
@@ -123,13 +127,18 @@ def _is_mine(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _check_nothing_left(before: Scene) -> None:
+def whatever_is_left(before: Scene) -> list[str]:
+    """What is still here after a while and was not there before, in words."""
     deadline = time.monotonic() + PATIENCE
     while (left := Scene().since(before)) and time.monotonic() < deadline:
         gc.collect()  # what nobody refers to any more is not left behind
         time.sleep(0.02)
-    if left:
-        pytest.fail("left behind:\n  " + "\n  ".join(left), pytrace=False)
+    return [f"left behind: {what}" for what in left]
+
+
+def _check_nothing_left(before: Scene) -> None:
+    if left := whatever_is_left(before):
+        pytest.fail("\n".join(left), pytrace=False)
 
 
 @pytest.fixture(autouse=True)
@@ -167,6 +176,24 @@ def _descendants() -> list[str]:
         except psutil.Error:
             continue  # it has just ended, or belongs to somebody else
     return [text for text in found if "resource_tracker" not in text]
+
+
+@pytest.fixture(scope="session")
+def ended_runs() -> Iterator[Ended]:
+    """Looks at every run of all tests."""
+    from tests.account import Ended  # when there is a folder for what it compiles
+
+    ended = Ended()
+    with ended.looking():
+        yield ended
+
+
+@pytest.fixture(autouse=True)
+def every_frame_has_one_fate(ended_runs: Ended) -> Iterator[None]:
+    """Fail the test of which a run, asked or not, does not account for every frame."""
+    yield
+    if found := ended_runs.take():
+        pytest.fail("the account is wrong:\n  " + "\n  ".join(found), pytrace=False)
 
 
 @pytest.fixture(scope="session")

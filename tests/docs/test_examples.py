@@ -43,6 +43,7 @@ from lima2py.documents import parse_yaml
 from lima2py.errors import LimaError
 from lima2py.graph.definition import parse_graph
 from lima2py.metadata import Metadata
+from lima2py.model.setup import Setup
 from lima2py.session.system import System
 
 ROOT = Path(__file__).parent.parent.parent
@@ -154,6 +155,8 @@ class Reader:
             path = self.folder / (block.file or "detector.yaml")
             path.write_text(block.text)
             open_detector(str(path), {}, self.folder).close()
+        elif "setup" in values:
+            Setup.load(values, block.where)
         else:
             System.load({"system": "a part of one", "detector": "simulator", **values}, block.where)
 

@@ -18,6 +18,8 @@ import hdf5plugin  # noqa: F401 - registers the filters
 import numpy as np
 import psutil
 
+from tests.account import problems
+
 LIMA2PY = str(Path(sys.executable).parent / "lima2py")
 
 
@@ -64,6 +66,7 @@ class Command:
         assert out, err
         found = json.loads(out)
         assert isinstance(found, dict)
+        check_account(found)
         return found
 
 
@@ -96,15 +99,8 @@ def frames_saved(folder: Path) -> int:
 
 def check_account(report: dict[str, Any]) -> None:
     """Every frame asked for has one fate, in the report and in every master."""
-    assert report["asked"] == report["saved"] + report["rejected"] + sum(report["absent"].values())
-    for sink, path in report["masters"].items():
-        with h5py.File(path, "r") as file:
-            fates = detector_group(file)["frames/fate"][()]
-            data = file["entry_0000/measurement/data"]
-            assert len(fates) == report["asked"]
-            assert len(data["nnz"] if isinstance(data, h5py.Group) else data) == report["asked"]
-            assert 0 not in fates
-        assert sum(report["sinks"][sink].values()) == report["asked"]
+    found = problems(report)
+    assert not found, "\n".join(found)
 
 
 def unpack(archive: tarfile.TarFile, folder: Path) -> None:

@@ -32,7 +32,8 @@ tasks:
   raw: {{do: save_dense, from: detector, file: "disk/{{name}}", compression: none,
         if_fails: {if_fails}, frames_per_file: {per_file}}}
   bright: {{do: sparsify, from: detector, above: 60000}}
-  events: {{do: save_sparse, from: bright, file: "disk/{{name}}", frames_per_file: {per_file}}}
+  events: {{do: save_sparse, from: bright, file: "disk/{{name}}", if_fails: {if_fails},
+           frames_per_file: {per_file}}}
   other: {{do: save_dense, from: detector}}
 """
 BARE = ("errno", "H5", "HDF5", "Unable to", "unable to", "Can't", "can't", "Traceback")
@@ -180,6 +181,77 @@ def test_once_there_is_room_again_frames_are_saved_again(
         assert verify(Path(report.masters["raw"]), pixels=True).problems == []
         check(tmp_path, report)
         assert not list(disk.glob("*.part"))
+
+
+@pytest.mark.parametrize(("nodes", "per_file"), [(0, 0), (2, 41)])
+def test_a_run_that_waits_for_its_disk_loses_nothing(
+    tmp_path: Path, nodes: int, per_file: int
+) -> None:
+    disk = tmp_path / "out" / "disk"
+    with mounted(disk, 2**26):
+        with running(
+            tmp_path, nodes=nodes, per_file=per_file, if_fails="wait", frames=600, period=1e-3
+        ) as session:
+            until(session, 200)
+            filler = fill_up(disk)
+            until_nothing_is_settled(session)
+            assert session.progress().settled < 600
+            filler.unlink()
+            report = session.wait(60)
+        assert report.ok, report
+        assert report.saved == 600
+        waited = [text for text in report.remarks if "waited" in text]
+        assert len(waited) == max(1, nodes)
+        assert all('sink "raw": waited' in text for text in waited)
+        assert all(text.endswith("for the disk: No space left on device") for text in waited)
+        assert verify(Path(report.masters["raw"]), pixels=True).problems == []
+        check(tmp_path, report)
+        assert not list(disk.glob("*.part"))
+
+
+def until_nothing_is_settled(session: Session) -> None:
+    """Wait until a run has come to a halt: for far longer than it takes to flush, nothing moves."""
+    seen: list[int] = []
+
+    def halted() -> bool:
+        seen.append(session.progress().settled)
+        return len(seen) > 50 and seen[-50] == seen[-1]
+
+    wait_until(halted, "the halt")
+
+
+@pytest.mark.parametrize("nodes", [0, 2])
+def test_a_run_that_waits_for_its_disk_can_be_aborted(tmp_path: Path, nodes: int) -> None:
+    disk = tmp_path / "out" / "disk"
+    with mounted(disk, 2**26):
+        with running(tmp_path, nodes=nodes, if_fails="wait", frames=600, period=1e-3) as session:
+            until(session, 200)
+            fill_up(disk)
+            until_nothing_is_settled(session)
+            session.abort()
+            report = session.wait(60)
+        assert report.outcome == "aborted"
+        assert report.absent["aborted"] > 0
+        subprocess.run(["mount", "-o", "remount,size=128m", str(disk)], check=True)
+        recover(tmp_path, force=True)
+        (master,) = disk.glob("*_master.h5")
+        for path, entry in ((master, 0), (master, 1), (Path(report.masters["other"]), 0)):
+            assert saved_by(report) <= frames_in(path, entry)
+
+
+def test_a_folder_that_comes_back_costs_nothing_if_it_is_waited_for(tmp_path: Path) -> None:
+    disk, moved = tmp_path / "out" / "disk", tmp_path / "moved"
+    with running(tmp_path, frames=600, per_file=31, if_fails="wait", period=1e-3) as session:
+        until(session, 200)
+        disk.rename(moved)
+        until_nothing_is_settled(session)
+        assert session.state.value == "running"
+        moved.rename(disk)
+        report = session.wait(60)
+    assert report.ok, report
+    assert report.saved == 600
+    assert "for the disk: No such file or directory" in report.remarks[0]
+    check(tmp_path, report)
 
 
 def test_a_sink_told_to_stop_stops_the_acquisition(tmp_path: Path) -> None:

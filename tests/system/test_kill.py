@@ -123,10 +123,11 @@ def test_a_killed_processing_node_loses_no_frame(
     assert_verifiable(report["masters"]["raw"], (64, 64))
 
 
-def test_all_processing_nodes_killed_ends_the_run_and_says_why(
+def test_all_processing_nodes_killed_and_not_started_again_ends_the_run_and_says_why(
     tmp_path: Path, command: Callable[..., Command]
 ) -> None:
-    run = start(command, "--processing-nodes", 2, frames=4000)
+    given_up = ("--policy", "restarts=0", "--policy", "node_patience=1")
+    run = start(command, "--processing-nodes", 2, *given_up, frames=4000)
     wait_until(lambda: frames_saved(tmp_path / "out") > 300, "frames")
     for node in run.nodes("processing", 2):
         node.send_signal(signal.SIGKILL)
@@ -138,7 +139,7 @@ def test_all_processing_nodes_killed_ends_the_run_and_says_why(
     check_account(report)
 
 
-def test_a_killed_acquisition_node_is_a_failed_run_and_leaves_nothing(
+def test_a_killed_acquisition_node_is_a_failed_run_with_masters_and_leaves_nothing(
     tmp_path: Path, command: Callable[..., Command]
 ) -> None:
     run = start(command, "--processing-nodes", 2)
@@ -148,9 +149,13 @@ def test_a_killed_acquisition_node_is_a_failed_run_and_leaves_nothing(
     report = run.report()
     assert report["outcome"] == "failed"
     assert any("acq0" in text and "signal 9" in text for text in report["errors"])
-    assert report["asked"] == sum(report["absent"].values()) + report["saved"]
+    assert report["asked"] == 100_000
+    assert report["saved"] > 50  # what was flushed is there for everybody
+    assert set(report["absent"]) == {"node_lost"}
     assert alive(pids) == []
-    assert frames_saved(tmp_path / "out") > 50  # what was flushed is there for everybody
+    with h5py.File(report["masters"]["raw"], "r") as file:
+        assert (detector_group(file)["frames/fate"][()] == 1).sum() == report["saved"]
+    assert not list((tmp_path / "out").glob("*.part"))
 
 
 def test_one_of_two_acquisition_nodes_killed_costs_only_its_frames(
@@ -163,6 +168,24 @@ def test_one_of_two_acquisition_nodes_killed_costs_only_its_frames(
     report = run.report()
     assert report["outcome"] == "failed"
     assert 0 < report["absent"]["node_lost"] <= 5120
+    check_account(report)
+    with h5py.File(report["masters"]["raw"], "r") as file:
+        assert (detector_group(file)["frames/fate"][()] == 1).sum() == report["saved"]
+    assert not list((tmp_path / "out").glob("*_journal_*"))
+
+
+def test_the_first_of_two_acquisition_nodes_told_to_leave_waits_for_nobody(
+    tmp_path: Path, command: Callable[..., Command]
+) -> None:
+    run = start(command, "--processing-nodes", 1, "--acquisition-nodes", 2, frames=6000)
+    wait_until(lambda: frames_saved(tmp_path / "out") > 100, "frames")
+    victim = next(node for node in run.nodes("acquisition", 2) if "acq0" in node.cmdline())
+    victim.terminate()
+    report = run.report()
+    assert report["outcome"] == "failed"
+    assert [text for text in report["errors"] if "acq0" in text] == [
+        f"node acq0 (process {victim.pid}) exited with status 0"
+    ]
     check_account(report)
 
 

@@ -215,7 +215,7 @@ def test_a_group_that_comes_frame_by_frame_waits_for_its_last(tmp_path: Path) ->
             time.sleep(0.002)
         take_away(session, 0, 0, signal.SIGKILL)
         report = session.wait(60)
-    assert report.ok, report
+    assert report.ok, str(report)
     sums = verifiable_frames(0, 300, SHAPE).reshape(2, 150, *SHAPE).sum(axis=1, dtype="u4")
     assert_saved(report.masters["sums"], sums, ())
 
