@@ -35,9 +35,23 @@ from lima2py.graph.definition import known_graphs  # noqa: E402
 from lima2py.graph.kinds import task_class  # noqa: E402
 from lima2py.memory import MemorySettings  # noqa: E402
 from lima2py.metadata import DetectorGeometry, Metadata, Rotation  # noqa: E402
+from lima2py.model.costs import AcquisitionCosts, Costs, ProcessingCosts  # noqa: E402
+from lima2py.model.setup import (  # noqa: E402
+    AcquisitionHosts,
+    Bursts,
+    DetectorLoad,
+    Disk,
+    Fault,
+    Network,
+    ProcessingHosts,
+    Setup,
+)
 from lima2py.node import orders  # noqa: E402
 from lima2py.node.life import TRANSITIONS, Outcome, State, diagram  # noqa: E402
 from lima2py.node.serve import KINDS  # noqa: E402
+from lima2py.policies import Policies  # noqa: E402
+from lima2py.session.events import Kind  # noqa: E402
+from lima2py.session.metrics import METRICS  # noqa: E402
 from lima2py.session.system import NodePlace, System  # noqa: E402
 from lima2py.storage import layout  # noqa: E402
 from lima2py.task import Task  # noqa: E402
@@ -95,7 +109,7 @@ def tasks() -> str:
 def task(name: str) -> str:
     """One task: what it does, and its parameters."""
     kind = task_class(name, "documents")
-    own = fields(kind, but=Task.model_fields)
+    own = fields(kind, but=_as_in(Task, kind))
     return f"{inspect.cleandoc(kind.__doc__ or '')}\n\n{own}"
 
 
@@ -141,8 +155,30 @@ def system() -> str:
             fields(NodePlace),
             "`memory`:\n",
             fields(MemorySettings),
+            "`policies`; those of a run, `prepare(policies=...)` or `--policy`, go over them:\n",
+            fields(Policies),
         ]
     )
+
+
+def model() -> str:
+    """The fields of a setup, and of a file of costs."""
+    kinds = (Setup, DetectorLoad, Bursts, AcquisitionHosts, ProcessingHosts, Network, Disk, Fault,
+             Costs, AcquisitionCosts, ProcessingCosts)  # fmt: skip
+    return "\n".join(section(kind.__name__, kind) for kind in kinds)
+
+
+def events() -> str:
+    """What can happen to a run."""
+    kinds = re.findall(r'= "(\w+)"\s+"""(.+?)"""', inspect.getsource(Kind), re.DOTALL)
+    rows = ((f"`{kind}`", " ".join(text.split())) for kind, text in kinds)
+    return table(("kind", "what happened"), rows)
+
+
+def metrics() -> str:
+    """Every metric."""
+    rows = ((f"`{m.name}`", m.kind, names(m.labels), m.about) for m in METRICS)
+    return table(("metric", "type", "labels", "what it says"), rows)
 
 
 def metadata() -> str:
@@ -202,8 +238,9 @@ def command_line() -> str:
 SECTIONS: dict[str, Callable[..., str]] = {
     section.__name__: section
     for section in (
-        acquisition, any_task, command_line, commands, detector_info, detectors, fates, graphs,
-        messages, metadata, node_commands, states, system, task, tasks, tree,
+        acquisition, any_task, command_line, commands, detector_info, detectors, events, fates,
+        graphs, messages, metadata, metrics, model, node_commands, states, system, task, tasks,
+        tree,
     )
 }  # fmt: skip
 
@@ -236,6 +273,13 @@ def fields(kind: type[Model], but: Container[str] = ()) -> str:
         if name not in but
     ]  # fmt: skip
     return table(("field", "type", "default", "meaning"), rows) if rows else "No parameters.\n"
+
+
+def _as_in(base: type[Model], kind: type[Model]) -> set[str]:
+    """The fields that a model has from its base, unchanged."""
+    ours = kind.model_fields
+    return {name for name, field in base.model_fields.items()
+            if ours[name].description == field.description}  # fmt: skip
 
 
 def as_type(kind: type[Model], name: str) -> str:
