@@ -51,7 +51,7 @@ def begin(lima: Session, graph: Path, name: str, frames: int = 100, **more: obje
 
 def check(run: SessionRun, frames: int = 100) -> None:
     report = run.wait(60)
-    assert report.outcome == "completed", report
+    assert report.outcome == "completed", str(report)
     assert (report.asked, report.saved) == (frames, frames)
     assert report.run == run.id
     check_account(report.plain())
