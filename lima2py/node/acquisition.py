@@ -49,6 +49,7 @@ class AcquisitionNode(Node):
             "resume": lambda run: self._run(run).resume(),
             "trigger": lambda run: self._run(run).trigger(),
             "log": lambda run, **said: self._run(run).observer.logbook.note(**said),
+            "acquiring": lambda run: self._run(run).acquiring,
             "report": lambda run: self._run(run).report(),
             "join": lambda run, ready: self._run(run).join(msgspec.convert(ready, ProcessingReady)),
             "leave": lambda run, rank: self._run(run).leave(rank),

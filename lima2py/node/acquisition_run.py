@@ -381,6 +381,7 @@ class AcquisitionRun(Run):
         ring, ledger = self._ring, self._books.ledger
         push = self._outlet if isinstance(self._outlet, Push) else None
         inline = self._outlet if isinstance(self._outlet, Inline) else None
+        self.end_was_seen |= not self.living and self._books.lead is not None  # it has no report
         following = self.readout.index  # before what is open, so that nothing is left out
         still_open = self._outlet.still_open if self._outlet is not None else []
         return {
@@ -407,11 +408,11 @@ class AcquisitionRun(Run):
             "rank": self.order.rank,
             "whole": self._books.whole,
             "lost": push.lost.copy() if push else {},
-            "acquiring": self.acquiring,
         }
 
     def report(self) -> dict[str, Any]:
         """What became of the run, as plain values."""
+        self.end_was_seen |= not self.living
         return {
             "run": self.run,
             "name": self.order.name,

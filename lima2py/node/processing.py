@@ -126,6 +126,7 @@ class ProcessingRun(Run):
 
     def status(self) -> dict[str, Any]:
         """See `Run.status`."""
+        self.end_was_seen |= not self.living
         return {
             **self._common_status(),
             "frames": self.flow.frames,

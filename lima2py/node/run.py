@@ -29,7 +29,7 @@ class Run(ABC):
     Attributes:
         outcome: how it ended; None before.
         errors: what went wrong, in words.
-        end_was_seen: whether somebody has been told that it is over.
+        end_was_seen: whether the session has what it needs of it, now that it is over.
     """
 
     def __init__(self, run: str, who: str, plan: Plan):
@@ -104,7 +104,6 @@ class Run(ABC):
             self.life.do("fail" if self.outcome is Outcome.FAILED else "finish")
 
     def _common_status(self) -> dict[str, Any]:
-        self.end_was_seen |= not self.living
         return {
             "run": self.run,
             "state": self.life.state.value,

@@ -262,7 +262,7 @@ class SessionRun:
             return False
         for handle in self._acquisition:
             with suppress(NodeError):  # it is lost: the watch sees to that
-                if handle.look("status", run=self.id)["acquiring"]:
+                if handle.look("acquiring", run=self.id):
                     return True
         return False
 

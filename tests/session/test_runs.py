@@ -119,6 +119,25 @@ def test_a_node_that_froze_between_two_runs_is_started_again_for_the_next(
     assert lima.nodes.processing[0] is not victim
 
 
+@pytest.mark.parametrize("processing_nodes", [0, 1])
+def test_a_run_is_remembered_until_its_report_was_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processing_nodes: int
+) -> None:
+    """Whoever waits for the detector sees the end of a run long before its watch does."""
+    monkeypatch.setattr("lima2py.session.watch.WATCH_EVERY", 2.0)
+    graph = tmp_path / "plain.yaml"
+    graph.write_text(
+        'graph: plain\ntasks:\n  raw: {do: save_dense, from: detector, file: "{name}"}\n'
+    )
+    with Session.open("simulator", processing_nodes=processing_nodes, detector=SHAPE) as session:
+        runs = []
+        for number in range(6):
+            runs.append(begin(session, graph, f"short{number}", 5))
+            session.wait_acquired(30)
+        for run in runs:
+            check(run, 5)
+
+
 def test_while_the_detector_is_busy_nothing_is_prepared(lima: Session, slow: Path) -> None:
     run = begin(lima, slow, "busy", frames=0)
     with pytest.raises(BadCommand, match="cannot prepare while running; it can: pause, stop"):
