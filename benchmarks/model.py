@@ -28,7 +28,7 @@ from lima2py import Session
 from lima2py.acquisition import Acquisition
 from lima2py.detector_file import open_detector
 from lima2py.graph.definition import load_graph
-from lima2py.memory import MemorySettings
+from lima2py.memory_settings import MemorySettings
 from lima2py.model.costs import Costs
 from lima2py.model.forecast import Forecast
 from lima2py.model.measure import measure

@@ -26,6 +26,7 @@ from lima2py.ring import BLOCK_BYTES, MAX_FRAMES_PER_BLOCK
 from lima2py.storage.layout import entry_of
 from lima2py.storage.masters.master import Ending, FrameTable, Saved, write_master
 from lima2py.storage.names import master_path
+from lima2py.storage.reasons import Reasons
 from lima2py.storage.saving.sinks import SaveDense
 from lima2py.task import RunContext
 
@@ -202,8 +203,9 @@ def open_master(folder: Path, frames: int) -> Callable[[], float]:
         sink.finish()
         files[rank] = sink.files
     table = FrameTable(
-        np.full(frames, Fate.SAVED, np.uint8), (index % 2).astype(np.int16), index // 2
-    )
+        np.full(frames, Fate.SAVED, np.uint8), (index % 2).astype(np.int16), index // 2,
+        Reasons(frames),
+    )  # fmt: skip
     path = master_path(folder / "raw")
     problems = write_master(
         path, [Saved(entry_of(run), run, spec, table, files)], Ending("completed")

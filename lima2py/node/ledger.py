@@ -1,13 +1,14 @@
 """The ledger: one line for every frame, with who had it, where it lies and its fate.
 
 There is one track for the frame as a whole and one for each sink; that of a sink whose rows stand
-for n frames each has one line for n frames. Growable numpy columns, about 20
-bytes a frame: the only thing that grows with the length of a run.
+for n frames each has one line for n frames. A line of a track takes 14 bytes: the only thing that
+grows with the length of a run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -18,36 +19,19 @@ from lima2py.detector import Share
 from lima2py.frame import Absence, Fate
 from lima2py.memory import check_available
 from lima2py.storage.masters.master import FrameTable
-from lima2py.transport.wire import AbsentRange, DoneBlock, pack_absences, unpack_absences
-
-MAX_DETAILS = 100_000
-"""The most absences of a track whose words are kept; the causes are kept for all."""
+from lima2py.storage.reasons import Reasons
+from lima2py.storage.track import BYTES_PER_LINE, Track
+from lima2py.transport.wire import AbsentRange, DoneBlock
 
 KEPT_RANGES = 1000
 """The most ranges of absent frames in a report; files have all of them."""
 
+_AT_ONCE = 2**18
+"""Fates that are counted at once: numpy makes each 8 bytes for that."""
+_COLUMNS = ("fate", "node", "row", "attempts")
 
-class _Track:
-    """The fate of every frame on one track, or of every n frames."""
-
-    def __init__(self, length: int, span: int = 1):
-        self.span = span
-        self.fate = np.zeros(length // span, np.uint8)
-        self.row = np.full(length // span, -1, np.int64)
-        self.details: dict[int, Absence] = {}
-
-    def grow(self, length: int) -> None:
-        self.fate = _grown(self.fate, length // self.span, 0)
-        self.row = _grown(self.row, length // self.span, -1)
-
-    def lines(self, first: int, count: int) -> slice:
-        """The lines that end within these frames."""
-        return slice(first // self.span, (first + count) // self.span)
-
-    def note(self, index: int, said: Absence) -> None:
-        self.fate[index] = said.cause
-        if len(self.details) < MAX_DETAILS:
-            self.details[index] = said
+_HARM = np.full(256, 2, np.uint8)
+_HARM[list(Fate)] = [fate.harm for fate in Fate]
 
 
 class Ledger:
@@ -65,15 +49,13 @@ class Ledger:
         self.sinks = list(sinks)
         self.nb_frames = nb_frames
         check_available(
-            nb_frames * (3 + 9 * (1 + len(self.sinks))),
+            nb_frames * BYTES_PER_LINE * (1 + len(self.sinks)),
             f"a ledger has a line for each of {nb_frames} frames: ask for fewer, or 0 and stop it",
         )
         self.settled = 0
         self.end = 0
         self._length = nb_frames or 4096
-        self._node = np.full(self._length, -1, np.int16)
-        self._attempts = np.zeros(self._length, np.uint8)
-        self._tracks = [_Track(self._length, span) for span in (1, *sinks.values())]
+        self._tracks = [Track(self._length, span) for span in (1, *sinks.values())]
         self._counts: dict[int, int] = {}
 
     @property
@@ -86,70 +68,49 @@ class Ledger:
         self.end = max(self.end, end)
         if end > self._length:
             self._length = max(end, 2 * self._length)
-            self._node = _grown(self._node, self._length, -1)
-            self._attempts = _grown(self._attempts, self._length, 0)
             for track in self._tracks:
                 track.grow(self._length)
 
     def settle(self, done: DoneBlock, node: int, attempts: int = 1) -> None:
         """Write down what became of the frames of a block, which was given to a node so often."""
-        first, count = done.index, done.count
-        part = slice(first, first + count)
-        self._node[part] = node
-        self._attempts[part] = min(attempts, 255)
-        for track in self._tracks:
-            track.fate[track.lines(first, count)] = Fate.SAVED
-        for track, row in zip(self._tracks[1:], done.rows, strict=True):
-            if row >= 0:
-                lines = track.lines(first, count)
-                track.row[lines] = np.arange(row, row + lines.stop - lines.start)
-        for number, ranged in done.absences:
-            track = self._tracks[number]
-            lines = track.lines(first, count)
-            for offset, said in unpack_absences([ranged], lines.stop - lines.start).items():
-                track.note(lines.start + offset, said)
-        fates, numbers = np.unique(self._tracks[0].fate[part], return_counts=True)
-        for fate, number in zip(fates.tolist(), numbers.tolist(), strict=True):
+        nodes = done.nodes or [node] * len(done.rows)
+        tracks = zip(self._tracks, (node, *nodes), (-1, *done.rows), strict=True)
+        for track, rank, row in tracks:
+            track.lay(done.index, done.count, rank, attempts, row)
+        for number, absent in done.absences:
+            self._tracks[number].refuse(done.index, absent)
+        part = self._tracks[0].fate[done.index : done.index + done.count]
+        for fate, number in _numbers(part).items():
             self._counts[fate] = self._counts.get(fate, 0) + number
-        self.settled += count
+        self.settled += done.count
 
     def close(self, said: Absence, share: Share | None = None) -> None:
         """Give every frame that has no fate yet this one; only the frames of a share, if given."""
         for track in self._tracks:
-            asked = self.asked // track.span
-            open_ones = np.flatnonzero(track.fate[:asked] == Fate.NO_RECORD)
-            if share is not None:
-                whose = open_ones * track.span // share.group % share.size
-                open_ones = open_ones[whose == share.rank]
-            for index in open_ones[:MAX_DETAILS].tolist():
-                track.note(index, said)
-            track.fate[open_ones] = said.cause
+            track.close(said, self.asked, share)
         self._recount()
 
     def _recount(self) -> None:
-        fates, numbers = np.unique(self._tracks[0].fate[: self.asked], return_counts=True)
-        self._counts = dict(zip(fates.tolist(), numbers.tolist(), strict=True))
+        self._counts = _numbers(self._tracks[0].fate[: self.asked])
         self._counts.pop(int(Fate.NO_RECORD), None)
 
     def counts(self) -> dict[str, int]:
         """Frames by fate, so far."""
-        return {Fate(fate).word: number for fate, number in sorted(self._counts.items())}
+        return _in_words(self._counts)
 
     def sink_counts(self) -> dict[str, dict[str, int]]:
         """Rows by fate, for every sink: one for each frame, or for each n frames."""
-        found = {}
-        for name, track in zip(self.sinks, self._tracks[1:], strict=True):
-            asked = self.asked // track.span
-            fates, numbers = np.unique(track.fate[:asked], return_counts=True)
-            found[name] = {
-                Fate(fate).word: number
-                for fate, number in zip(fates.tolist(), numbers.tolist(), strict=True)
-            }
-        return found
+        return {
+            name: _in_words(_numbers(track.fate[: self.asked // track.span]))
+            for name, track in zip(self.sinks, self._tracks[1:], strict=True)
+        }
 
-    def ranges(self) -> list[AbsentRange]:
+    def ranges(self) -> Iterator[AbsentRange]:
         """Why frames are absent or rejected: first index, how many, cause, who, detail."""
-        return pack_absences(self._tracks[0].details)
+        whole = self._tracks[0]
+        for first, last, said in whole.reasons.ranges(whole.fate[: self.asked]):
+            if said.cause is not Fate.NO_RECORD:
+                yield first, last - first + 1, int(said.cause), said.who, said.detail
 
     def plain(self) -> dict[str, Any]:
         """What became of the frames, for the report, as plain values."""
@@ -157,27 +118,19 @@ class Ledger:
             "asked": self.asked,
             "counts": self.counts(),
             "sinks": self.sink_counts(),
-            "absences": self.ranges()[:KEPT_RANGES],
+            "absences": list(islice(self.ranges(), KEPT_RANGES)),
         }
 
     def table(self, sink: str) -> FrameTable:
         """Everything about every line of a sink's track."""
-        track = self._tracks[self.sinks.index(sink) + 1]
-        asked = self.asked // track.span
-        return FrameTable(
-            fate=track.fate[:asked],
-            node=self._node[track.span - 1 :: track.span][:asked],
-            row=track.row[:asked],
-            absences=track.details,
-            attempts=self._attempts[track.span - 1 :: track.span][:asked],
-        )
+        return self._tracks[self.sinks.index(sink) + 1].table(self.asked)
 
     def take(self, tracks: Sequence[FrameTable]) -> None:
         """Take over what journals tell, track by track; frames with a fate here keep it."""
         if not self.nb_frames:
             self.acquired(len(tracks[0].fate))
-        for number, theirs in enumerate(tracks):
-            self._adopt(number, theirs)
+        for track, theirs in zip(self._tracks, tracks, strict=True):
+            track.adopt(theirs)
         self._recount()
 
     def show(self, tables: Mapping[str, FrameTable]) -> None:
@@ -188,10 +141,7 @@ class Ledger:
         """
         for sink, track in zip(self.sinks, self._tracks[1:], strict=True):
             if sink in tables:
-                fate = tables[sink].fate[: len(track.fate)]
-                track.fate[: len(fate)] = fate
-                track.details = {line: said for line, said in tables[sink].absences.items()
-                                 if line < len(fate) and said.cause == fate[line]}  # fmt: skip
+                track.show(tables[sink])
         if tables:
             self._judge_lost()
             self._recount()
@@ -206,67 +156,50 @@ class Ledger:
             theirs = np.full(len(lost), Fate.SAVED, np.uint8)  # as is a frame too many for a line
             known = lines < self.asked // track.span
             theirs[known] = track.fate[lines[known]]
-            worse = _badness(theirs) > _badness(fate)
+            worse = _HARM[theirs] > _HARM[fate]
             fate[worse], source[worse] = theirs[worse], number
         whole.fate[lost] = fate
-        for index, number in zip(lost.tolist(), source.tolist(), strict=True):
-            whole.details.pop(index, None)
-            track = self._tracks[number]
-            if number and (said := track.details.get(index // track.span)):
-                whole.note(index, said)
+        for number, track in enumerate(sinks, 1):
+            mine = lost[source == number]
+            whole.reasons.take(mine, track.reasons, mine // track.span)
 
     def pack(self) -> bytes:
         """The whole ledger as bytes, for the acquisition node that keeps the books."""
-        plain: dict[str, Any] = {
-            "end": self.end,
-            "length": self._length,
-            "node": self._node.tobytes(),
-            "attempts": self._attempts.tobytes(),
-            "tracks": [
-                {
-                    "fate": track.fate.tobytes(),
-                    "row": track.row.tobytes(),
-                    "details": [(index, *said) for index, said in track.details.items()],
-                }
-                for track in self._tracks
-            ],
-        }
-        return msgspec.msgpack.encode(plain)
+        return msgspec.msgpack.encode(
+            {
+                "end": self.end,
+                "tracks": [
+                    {
+                        **{name: getattr(track, name).tobytes() for name in _COLUMNS},
+                        "number": track.reasons.number.tobytes(),
+                        "words": track.reasons.words,
+                    }
+                    for track in self._tracks
+                ],
+            }
+        )
 
     def merge(self, packed: bytes) -> None:
         """Take over what another acquisition node knows; frames with a fate here keep it."""
         other = msgspec.msgpack.decode(packed)
         self.acquired(other["end"])
-        node = np.frombuffer(other["node"], np.int16)
-        attempts = np.frombuffer(other["attempts"], np.uint8)
-        for number, theirs in enumerate(other["tracks"]):
-            details = {index: Absence(Fate(cause), who, detail)
-                       for index, cause, who, detail in theirs["details"]}  # fmt: skip
-            fate, row = np.frombuffer(theirs["fate"], np.uint8), np.frombuffer(theirs["row"], "i8")
-            self._adopt(number, FrameTable(fate, node, row, details, attempts))
+        for track, theirs in zip(self._tracks, other["tracks"], strict=True):
+            columns = {
+                name: np.frombuffer(theirs[name], getattr(track, name).dtype) for name in _COLUMNS
+            }
+            words = [Absence(Fate(cause), who, detail) for cause, who, detail in theirs["words"]]
+            number = np.frombuffer(theirs["number"], np.uint16)
+            track.adopt(FrameTable(**columns, reasons=Reasons.of(number, words)))
         self._counts = {}
 
-    def _adopt(self, number: int, theirs: FrameTable) -> None:
-        track = self._tracks[number]
-        length = min(len(theirs.fate), len(track.fate))
-        new = np.flatnonzero((track.fate[:length] == 0) & (theirs.fate[:length] != 0))
-        track.fate[new] = theirs.fate[new]
-        track.row[new] = theirs.row[new]
-        if number == 0:
-            self._node[new] = theirs.node[new]
-            if theirs.attempts is not None:
-                self._attempts[new] = theirs.attempts[new]
-        for index, said in theirs.absences.items():
-            track.details.setdefault(index, said)
+
+def _numbers(fates: NDArray[np.uint8]) -> dict[int, int]:
+    """How many frames met each fate."""
+    numbers = np.zeros(256, np.int64)
+    for at in range(0, len(fates), _AT_ONCE):
+        numbers += np.bincount(fates[at : at + _AT_ONCE], minlength=256)
+    return {fate: int(numbers[fate]) for fate in np.flatnonzero(numbers).tolist()}
 
 
-def _badness(fates: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """0 for saved, 1 for rejected, 2 for absent and unknown."""
-    badness: NDArray[np.uint8] = np.minimum(fates - np.uint8(Fate.SAVED), 2)  # 0 becomes 255
-    return badness
-
-
-def _grown(values: NDArray[Any], length: int, fill: int) -> NDArray[Any]:
-    grown = np.full(length, fill, values.dtype)
-    grown[: len(values)] = values
-    return grown
+def _in_words(numbers: Mapping[int, int]) -> dict[str, int]:
+    return {Fate(fate).word: number for fate, number in sorted(numbers.items())}

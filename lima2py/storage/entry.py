@@ -35,7 +35,7 @@ class NodeEntry:
         columns: the other records, by path below the detector's group.
         length: rows of `data`; of sparse frames, of each of its columns.
         pointer: of sparse frames: where each begins, one more than there are rows.
-        absences: reasons, by frame.
+        absences: why frames have no data: first and last frame, and the reason.
     """
 
     path: Path
@@ -49,7 +49,7 @@ class NodeEntry:
     columns: dict[str, Array]
     length: int
     pointer: NDArray[np.uint64] | None
-    absences: dict[int, Absence]
+    absences: list[tuple[int, int, Absence]]
 
     def __len__(self) -> int:
         return len(self.index)
@@ -145,16 +145,11 @@ def read_entry(path: str | Path, name: str) -> NodeEntry:
         else:
             length = group["data"].shape[0]
             count = min(count, length)
-        absences = {
-            frame: reason
-            for first, last, reason in read_absences(group)
-            for frame in range(first, last + 1)
-        }
         return NodeEntry(
             Path(path), name, group.name, spec, run_of(entry),
             int(entry["lima2py"].attrs["first_row"]), index[:count], fate[:count],
             {name: values[:count] for name, values in columns.items()},
-            length, pointer, absences,
+            length, pointer, read_absences(group),
         )  # fmt: skip
 
 

@@ -181,6 +181,12 @@ def node_files_at(prefix: Path, template: str = NODE_FILE) -> list[NodeName]:
     return sorted(found, key=lambda one: (one.rank or 0, one.node or "", one.number, one.path))
 
 
+def unfinished_at(prefix: Path, template: str = NODE_FILE) -> list[Path]:
+    """The files of nodes that lie at a prefix and are not finished: see `node_files_at`."""
+    paths = (found.path for found in node_files_at(prefix, template))
+    return [path for path in paths if path.name.endswith(PART)]
+
+
 def files_at(prefix: Path, template: str = NODE_FILE) -> list[Path]:
     """All files that lie at a prefix, finished or not: of nodes, the master, journals.
 

@@ -13,10 +13,12 @@ from lima2py.detector import Share
 from lima2py.errors import LimaError
 from lima2py.frame import Absence, Fate
 from lima2py.node.ledger import Ledger
-from lima2py.storage.care.told import Told, tracks_of
+from lima2py.storage.care.journal_content import JournalContent, tracks_of
 from lima2py.storage.masters.master import FrameTable
-from lima2py.storage.saving.journal import Head, Line, Rest
+from lima2py.storage.reasons import Reasons
+from lima2py.storage.saving.journal import Head, JournalLine, Rest
 from lima2py.transport.wire import AbsentRange, DoneBlock
+from tests.storage.made_up import reasons_of
 
 REST = Absence(Fate.NOT_ACQUIRED, "run", "stopped")
 
@@ -68,7 +70,9 @@ def test_every_frame_has_one_fate_and_the_counts_add_up(
         for fate, number in zip(*np.unique(expected[0], return_counts=True), strict=True)
     }
     assert sum(ledger.sink_counts()["raw"].values()) == nb_frames
-    assert {index for index, fate in enumerate(table.fate) if fate != 1} == set(table.absences)
+    told = reasons_of(table)
+    assert {index for index, fate in enumerate(table.fate) if fate != 1} == set(told)
+    assert all(said.who for said in told.values())
 
 
 @given(st.integers(1, 200), st.integers(2, 4), st.integers(1, 9))
@@ -92,7 +96,8 @@ def test_the_accounts_of_several_nodes_make_one(nb_frames: int, size: int, group
     assert lead.counts() == {"saved": nb_frames}
     lost = len(range(0, nb_frames, 5))
     assert lead.sink_counts()["raw"].get("not_saved", 0) == lost
-    assert table.absences.keys() == set(range(0, nb_frames, 5))
+    assert set(reasons_of(table).values()) == {Absence(Fate.NOT_SAVED, "raw", "full")}
+    assert reasons_of(table).keys() == set(range(0, nb_frames, 5))
 
 
 @given(answers())
@@ -104,16 +109,17 @@ def test_what_a_journal_noted_is_what_the_ledger_knew(
     lines = []
     for node, done in blocks:
         knew.settle(done, node, 2)
-        lines.append(Line(done.index, done.count, node, 2, done.rows, done.absences))
+        lines.append(JournalLine(done.index, done.count, node, 2, done.rows, done.absences))
     knew.close(REST)
     head = Head("run", "name", nb_frames, Share(), {"raw": 1}, {})
-    read.take(tracks_of([Told(head, lines, Rest(0, *REST))]))
+    read.take(tracks_of([JournalContent(head, lines, Rest(0, *REST))]))
     assert read.counts() == knew.counts()
     assert read.sink_counts() == knew.sink_counts()
-    assert read.ranges() == knew.ranges()
+    assert list(read.ranges()) == list(knew.ranges())
     ours, theirs = read.table("raw"), knew.table("raw")
-    for name in ("fate", "row", "attempts", "absences"):
+    for name in ("fate", "row", "attempts"):
         np.testing.assert_array_equal(getattr(ours, name), getattr(theirs, name))
+    assert reasons_of(ours) == reasons_of(theirs)
 
 
 def test_frames_lost_with_a_node_are_what_the_masters_show() -> None:
@@ -128,12 +134,14 @@ def test_frames_lost_with_a_node_are_what_the_masters_show() -> None:
     sums = np.array([1, 2], np.uint8)
     ledger.show(
         {
-            "raw": FrameTable(raw, node, row, {2: veto, 3: disk, 7: lost}),
-            "sums": FrameTable(sums, node, row, {1: veto}),
+            "raw": FrameTable(
+                raw, node, row, Reasons.of_ranges(8, [(2, 2, veto), (3, 3, disk), (7, 7, lost)])
+            ),
+            "sums": FrameTable(sums, node, row, Reasons.of_ranges(2, [(1, 1, veto)])),
         }
     )
     assert ledger.counts() == {"saved": 3, "rejected": 3, "node_lost": 1, "not_saved": 1}
-    assert ledger.ranges() == [
+    assert list(ledger.ranges()) == [
         (2, 1, *veto), (3, 1, *disk), (4, 2, *veto), (7, 1, *lost),
     ]  # fmt: skip
     assert ledger.sink_counts()["sums"] == {"saved": 1, "rejected": 1}
@@ -154,7 +162,7 @@ def test_neighbours_with_one_reason_are_told_as_one_range() -> None:
     ledger = Ledger({}, 100)
     ledger.settle(DoneBlock(0, 40, 0, 0, [], []), 0)
     ledger.close(REST)
-    assert ledger.ranges() == [(40, 60, int(Fate.NOT_ACQUIRED), "run", "stopped")]
+    assert list(ledger.ranges()) == [(40, 60, int(Fate.NOT_ACQUIRED), "run", "stopped")]
 
 
 def test_a_ledger_that_cannot_fit_is_refused_with_a_way_out() -> None:

@@ -16,6 +16,7 @@ from lima2py.frame import Absence, Array, Block, Fate, FrameSpec, Ragged
 from lima2py.storage.layout import entry_of, fill_value
 from lima2py.storage.masters.master import Ending, FrameTable, Saved, write_master
 from lima2py.storage.names import master_path
+from lima2py.storage.reasons import Reasons
 from lima2py.storage.saving.sinks import Hdf5Sink, SaveDense, SaveSparse, SaveTable, SaveVector
 from lima2py.task import RunContext
 
@@ -123,7 +124,7 @@ class MadeUpRun:
         n = self.nb_frames
         fate = np.full(n, Fate.NOT_ACQUIRED, np.uint8)
         node, row = np.full(n, -1, np.int16), np.full(n, -1, np.int64)
-        absences: dict[int, Absence] = {}
+        reasons = Reasons(n)
         sinks: dict[int, Hdf5Sink] = {}
         for number, (rank, block) in enumerate(self.blocks):
             if rank not in sinks:
@@ -133,17 +134,15 @@ class MadeUpRun:
             first = sinks[rank].write(block, *others)
             row[part] = np.arange(first, first + block.count)
             node[part], fate[part] = rank, Fate.SAVED
-            for offset in range(block.count):
-                absences.pop(block.index + offset, None)
             for offset, absence in block.absences.items():
                 fate[block.index + offset] = absence.cause
-                absences[block.index + offset] = absence
+                reasons.note(slice(block.index + offset, block.index + offset + 1), absence)
             if number in self.flush_after:
                 sinks[rank].flush()
         for sink in sinks.values():
             sink.finish()
         self.node_files = {rank: sink.files for rank, sink in sinks.items()}
-        self.table = FrameTable(fate, node, row, absences)
+        self.table = FrameTable(fate, node, row, reasons)
         return self.write_master(prefix)
 
     def _started(self, sink: Hdf5Sink, prefix: Path, rank: int) -> Hdf5Sink:
@@ -247,3 +246,12 @@ def files_no_larger_than(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def reasons_of(table: FrameTable) -> dict[int, Absence]:
+    """Why lines of a table are absent, line by line."""
+    return {
+        line: said
+        for first, last, said in table.reasons.ranges(table.fate)
+        for line in range(first, last + 1)
+    }

@@ -20,17 +20,17 @@ from lima2py.errors import LimaError, StorageError
 from lima2py.frame import Absence, Fate
 from lima2py.storage.care import glance
 from lima2py.storage.care.glance import Glance, Looker
+from lima2py.storage.care.journal_content import JournalContent, read_journal, tracks_of
 from lima2py.storage.care.recover import recover, recover_run
-from lima2py.storage.care.told import Told, read_journal, tracks_of
 from lima2py.storage.care.verify import verify
 from lima2py.storage.names import journal_path
 from lima2py.storage.saving import journal as module
 from lima2py.storage.saving.flat import SaveFlat
-from lima2py.storage.saving.journal import Head, Journal, Line, begin_journal
+from lima2py.storage.saving.journal import Head, Journal, JournalLine, begin_journal
 from lima2py.storage.saving.sinks import SaveDense
 from tests.storage import plain
 from tests.storage.left_behind import IMAGES, AtWork, at_work, block_of, due
-from tests.storage.made_up import context_of, files_no_larger_than
+from tests.storage.made_up import context_of, files_no_larger_than, reasons_of
 
 RUN = "0123456789abcdef" * 2
 """Of all made-up runs."""
@@ -58,7 +58,7 @@ def kept(path: Path, about: Head, complaints: list[str] | None = None) -> Iterat
 
 
 @st.composite
-def lines(draw: st.DrawFn) -> list[tuple[Line, bool]]:
+def lines(draw: st.DrawFn) -> list[tuple[JournalLine, bool]]:
     """Blocks as they may be settled, in any order; and after which of them the disk is written."""
     found, at = [], 0
     while at < N:
@@ -73,14 +73,14 @@ def lines(draw: st.DrawFn) -> list[tuple[Line, bool]]:
             rows = draw(st.lists(st.integers(-1, 9), min_size=2, max_size=2))
         node, attempts = draw(st.integers(-1, 1)), draw(st.integers(1, 2))
         if draw(st.integers(0, 6)):
-            found.append(Line(at, count, node, attempts, rows, absences))
+            found.append(JournalLine(at, count, node, attempts, rows, absences))
         at += count
     if draw(st.booleans()):
         found = draw(st.permutations(found))
     return [(line, draw(st.booleans())) for line in found]
 
 
-def by_frame(told: Sequence[Line]) -> list[tuple[object, ...]]:
+def by_frame(told: Sequence[JournalLine]) -> list[tuple[object, ...]]:
     """Lines as what they say of every frame on every track, in their order."""
     found: list[tuple[object, ...]] = []
     for line in told:
@@ -101,7 +101,7 @@ def by_frame(told: Sequence[Line]) -> list[tuple[object, ...]]:
 @given(lines(), st.one_of(st.none(), st.just(Absence(Fate.NOT_ACQUIRED, "run", "stopped"))))
 @settings(max_examples=8)
 def test_every_prefix_of_a_journal_tells_a_prefix_of_the_truth(
-    blocks: list[tuple[Line, bool]], rest: Absence | None
+    blocks: list[tuple[JournalLine, bool]], rest: Absence | None
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "scan_journal_0.part")
@@ -114,7 +114,7 @@ def test_every_prefix_of_a_journal_tells_a_prefix_of_the_truth(
         content = path.read_bytes()
         truth = sorted(by_frame([line for line, _ in blocks]), key=str)
         before: list[tuple[object, ...]] = []
-        last: Told | None = None
+        last: JournalContent | None = None
         for size in range(len(content) + 1):
             path.write_bytes(content[:size])
             told = read_journal(path)
@@ -131,7 +131,7 @@ def test_every_prefix_of_a_journal_tells_a_prefix_of_the_truth(
 def test_frames_that_a_sink_has_not_are_not_told_as_rows(tmp_path: Path) -> None:
     """Though counted on from none, which is -1, the rows of the others would follow."""
     path = tmp_path / "scan_journal_0.part"
-    said = [Line(0, 4, 0, 1, [-1], []), Line(4, 4, 0, 1, [3], [])]
+    said = [JournalLine(0, 4, 0, 1, [-1], []), JournalLine(4, 4, 0, 1, [3], [])]
     with kept(path, head(raw=1)) as journal:
         for line in said:
             journal.note(line)
@@ -143,12 +143,15 @@ def test_frames_that_a_sink_has_not_are_not_told_as_rows(tmp_path: Path) -> None
 
 @given(lines())
 @settings(max_examples=25)
-def test_the_tracks_of_a_journal_are_what_its_lines_say(blocks: list[tuple[Line, bool]]) -> None:
+def test_the_tracks_of_a_journal_are_what_its_lines_say(
+    blocks: list[tuple[JournalLine, bool]],
+) -> None:
     said = [line for line, _ in blocks]
-    tracks = tracks_of([Told(head(raw=1, sums=3), said, None)])
+    tracks = tracks_of([JournalContent(head(raw=1, sums=3), said, None)])
     assert [len(track.fate) for track in tracks] == [N, N, N // 3]
     told = {(number, at): rest for number, at, *rest in by_frame(said)}
     for number, track in enumerate(tracks):
+        reasons = reasons_of(track)
         for at, fate in enumerate(track.fate.tolist()):
             node, attempts, row, why = told.get((number, at), (-1, 0, -1, None))
             known = Fate.SAVED if (number, at) in told else Fate.NO_RECORD
@@ -156,43 +159,51 @@ def test_the_tracks_of_a_journal_are_what_its_lines_say(blocks: list[tuple[Line,
             assert (track.node[at], track.row[at]) == (node, row)
             assert track.attempts is not None
             assert track.attempts[at] == attempts
-            assert track.absences.get(at) == (Absence(*why) if why else None)  # type: ignore[misc]
+            if fate:
+                assert reasons.get(at) == (Absence(*why) if why else None)  # type: ignore[misc]
 
 
 def test_journals_of_several_nodes_make_one_and_close_their_own_shares() -> None:
     shares = [Share(rank, 2, 4) for rank in range(2)]
     told = [
-        Told(head(0, shares[0]), [Line(0, 4, 0, 1, [0], [])], module.Rest(20, 40, "run", "stop")),
-        Told(head(0, shares[1]), [Line(4, 4, 1, 1, [0], [])], None),
+        JournalContent(
+            head(0, shares[0]),
+            [JournalLine(0, 4, 0, 1, [0], [])],
+            module.Rest(20, 40, "run", "stop"),
+        ),
+        JournalContent(head(0, shares[1]), [JournalLine(4, 4, 1, 1, [0], [])], None),
     ]
     _, raw = tracks_of(told)
     assert raw.fate.tolist() == [1] * 8 + [40] * 4 + [0] * 4 + [40] * 4
-    assert set(raw.absences.values()) == {Absence(Fate.NOT_ACQUIRED, "run", "stop")}
+    assert {said for at, said in reasons_of(raw).items() if raw.fate[at]} == {
+        Absence(Fate.NOT_ACQUIRED, "run", "stop")
+    }
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        Line(-1, 2, 0, 1, [0], []), Line(0, 0, 0, 1, [0], []), Line(N - 1, 2, 0, 1, [0], []),
-        Line(0, 2, 0, 1, [], []), Line(0, 2, 0, 1, [0], [(2, (0, 1, 2, "", ""))]),
-        Line(0, 2, 0, 1, [0], [(0, (1, 2, 2, "", ""))]),
-        Line(0, 2, 0, 1, [0], [(0, (0, 1, 3, "", ""))]),
+        JournalLine(-1, 2, 0, 1, [0], []), JournalLine(0, 0, 0, 1, [0], []),
+        JournalLine(N - 1, 2, 0, 1, [0], []),
+        JournalLine(0, 2, 0, 1, [], []), JournalLine(0, 2, 0, 1, [0], [(2, (0, 1, 2, "", ""))]),
+        JournalLine(0, 2, 0, 1, [0], [(0, (1, 2, 2, "", ""))]),
+        JournalLine(0, 2, 0, 1, [0], [(0, (0, 1, 99, "", ""))]),
     ],
 )  # fmt: skip
-def test_lines_that_cannot_be_end_what_a_journal_says(tmp_path: Path, wrong: Line) -> None:
+def test_lines_that_cannot_be_end_what_a_journal_says(tmp_path: Path, wrong: JournalLine) -> None:
     with kept(tmp_path / "j", head()) as journal:
-        for line in (Line(0, 2, 0, 1, [0], []), wrong, Line(2, 2, 0, 1, [2], [])):
+        for line in (JournalLine(0, 2, 0, 1, [0], []), wrong, JournalLine(2, 2, 0, 1, [2], [])):
             journal.note(line)
             journal._write()
     told = read_journal(tmp_path / "j")
     assert told is not None
-    assert told.lines == [Line(0, 2, 0, 1, [0], [])]
+    assert told.lines == [JournalLine(0, 2, 0, 1, [0], [])]
 
 
 def test_a_changed_byte_ends_what_a_journal_says(tmp_path: Path) -> None:
     with kept(tmp_path / "j", head()) as journal:
         for index in range(0, 10, 2):
-            journal.note(Line(index, 2, index, 1, [0], []))
+            journal.note(JournalLine(index, 2, index, 1, [0], []))
             journal._write()
     content = bytearray((tmp_path / "j").read_bytes())
     content[-3] ^= 1
@@ -212,11 +223,11 @@ def test_consecutive_blocks_of_one_node_are_one_line_and_a_million_frames_take_l
 ) -> None:
     with kept(tmp_path / "j", head(10**6)) as journal:
         for index in range(0, 10**6, 1000):
-            journal.note(Line(index, 1000, 0, 1, [index], []))
+            journal.note(JournalLine(index, 1000, 0, 1, [index], []))
     assert (tmp_path / "j").stat().st_size < 200
     with kept(tmp_path / "k", head(10**6)) as journal:
         for index in range(0, 10**6, 25):
-            journal.note(Line(index, 25, index // 25 % 2, 1, [index // 2], []))
+            journal.note(JournalLine(index, 25, index // 25 % 2, 1, [index // 2], []))
     assert (tmp_path / "k").stat().st_size < 10**6
 
 
@@ -224,7 +235,7 @@ def test_what_a_full_disk_did_not_take_is_written_when_there_is_room_and_said_on
     tmp_path: Path,
 ) -> None:
     said: list[str] = []
-    blocks = [Line(index, 2, index % 3, 1, [index], []) for index in range(0, N, 2)]
+    blocks = [JournalLine(index, 2, index % 3, 1, [index], []) for index in range(0, N, 2)]
     with kept(tmp_path / "j", head(), said) as journal:
         with files_no_larger_than((tmp_path / "j").stat().st_size + 20):
             for line in blocks[:8]:
@@ -252,7 +263,7 @@ def test_a_journal_with_a_gap_does_not_say_what_became_of_the_rest(
     with kept(tmp_path / "j", head(), said) as journal:
         with files_no_larger_than((tmp_path / "j").stat().st_size):
             for index in range(0, 12, 2):
-                journal.note(Line(index, 2, 0, 1, [index], [(0, (0, 1, 2, "", ""))]))
+                journal.note(JournalLine(index, 2, 0, 1, [index], [(0, (0, 1, 2, "", ""))]))
             journal._write()
         journal.close(Absence(Fate.NOT_ACQUIRED, "run"), N)
     told = read_journal(tmp_path / "j")
@@ -266,7 +277,7 @@ def test_a_journal_that_cannot_be_made_is_complained_of_and_the_run_goes_on(
 ) -> None:
     said: list[str] = []
     journal = Journal(str(tmp_path / "gone" / "j"), head(), said.append)
-    journal.note(Line(0, 2, 0, 1, [0], []))
+    journal.note(JournalLine(0, 2, 0, 1, [0], []))
     journal.close(Absence(Fate.NOT_ACQUIRED, "run"), N)
     assert len(said) == 1
     assert "gone/j cannot be made" in said[0]
@@ -288,7 +299,7 @@ def test_a_disk_that_hangs_keeps_nobody_waiting(
         return real(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(os, "pwrite", pwrite)
-    journal.note(Line(0, 2, 0, 1, [0], []))
+    journal.note(JournalLine(0, 2, 0, 1, [0], []))
     assert hangs.wait(20)
     journal.close(Absence(Fate.NOT_ACQUIRED, "run"), N)
     assert len(said) == 1
@@ -362,7 +373,7 @@ def test_what_the_journal_says_counts_and_of_other_frames_what_the_files_say(
                 if fate == "given up":
                     why = (0, count, int(Fate.POISON), "ledger", "it died twice")
                     row_of(nodes, rank, index, count)  # as a zombie does
-                    log.note(Line(index, count, -1, 2, [-1], [(0, why), (1, why)]))
+                    log.note(JournalLine(index, count, -1, 2, [-1], [(0, why), (1, why)]))
                     expected.update(dict.fromkeys(frames, int(Fate.POISON)))
                 elif fate == "rejected":
                     said = Absence(Fate.REJECTED, "veto", "dark")
@@ -371,13 +382,13 @@ def test_what_the_journal_says_counts_and_of_other_frames_what_the_files_say(
                     )
                     nodes.flush(rank)
                     why = (0, count, int(said.cause), said.who, said.detail)
-                    log.note(Line(index, count, rank, 1, [row], [(0, why), (1, why)]))
+                    log.note(JournalLine(index, count, rank, 1, [row], [(0, why), (1, why)]))
                     expected.update(dict.fromkeys(frames, int(Fate.REJECTED)))
                 else:
                     row_of(nodes, (rank + 1) % 3, index, count)  # a first try
                     row = row_of(nodes, rank, index, count)
                     if fate == "done":
-                        log.note(Line(index, count, rank, 2, [row], []))
+                        log.note(JournalLine(index, count, rank, 2, [row], []))
                     expected.update(dict.fromkeys(frames, int(Fate.SAVED)))
                     safe |= frames
             log._write()
@@ -412,8 +423,8 @@ def simple(folder: Path) -> Path:
     with at_work(folder / "live", nb_frames=N, frames_per_file=4) as nodes:
         with kept(folder / "live" / "scan_journal_0.part", head()) as journal:
             for index in range(0, 12, 4):
-                journal.note(Line(index, 4, 0, 1, [row_of(nodes, 0, index, 4)], []))
-            journal.note(Line(12, 2, -1, 0, [-1], [(0, gone), (1, gone)]))
+                journal.note(JournalLine(index, 4, 0, 1, [row_of(nodes, 0, index, 4)], []))
+            journal.note(JournalLine(12, 2, -1, 0, [-1], [(0, gone), (1, gone)]))
             row_of(nodes, 1, 14, 2)  # reported done to nobody
             journal.close(Absence(Fate.NOT_ACQUIRED, "run", "stopped"), N)
         return nodes.killed(folder / "left")
@@ -522,8 +533,8 @@ def test_a_journal_is_kept_until_all_masters_of_its_run_are_there(tmp_path: Path
     sink.flush()
     poison = (0, 4, int(Fate.POISON), "ledger", "twice")
     with kept(left / "scan_journal_0.part", about) as journal:
-        journal.note(Line(0, 4, 0, 1, [0, 0], []))
-        journal.note(Line(4, 4, -1, 2, [-1, -1], [(0, poison), (1, poison), (2, poison)]))
+        journal.note(JournalLine(0, 4, 0, 1, [0, 0], []))
+        journal.note(JournalLine(4, 4, -1, 2, [-1, -1], [(0, poison), (1, poison), (2, poison)]))
     shutil.copytree(left, tmp_path / "copy")
     sink.finish()
     copy = tmp_path / "copy"
@@ -562,7 +573,7 @@ def test_a_journal_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_a_journal_of_more_frames_than_memory_holds_is_refused(tmp_path: Path) -> None:
     with pytest.raises(LimaError, match="a journal tells of 1000000000000 frames"):
-        tracks_of([Told(head(10**12), [], None)])
+        tracks_of([JournalContent(head(10**12), [], None)])
 
 
 def test_the_name_of_a_journal_is_that_of_its_prefix(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from lima2py.storage.care.verify import verify
 from lima2py.storage.entry import run_of, spec_of
 from lima2py.storage.masters import virtual
 from lima2py.storage.masters.master import FrameTable
+from lima2py.storage.reasons import Reasons
 from tests.storage.made_up import (
     GROUP,
     LOST,
@@ -199,7 +200,7 @@ def test_rows_that_hold_another_frame_are_not_shown(tmp_path: Path) -> None:
     rows, fate = run.table.row.copy(), run.table.fate.copy()
     rows[7], rows[9] = 8, 500
     fate[12] = Fate.SAVED  # the file says it is absent
-    run.table = FrameTable(fate, run.table.node, rows, {})
+    run.table = FrameTable(fate, run.table.node, rows, Reasons(len(fate)))
     made = run.write_master(tmp_path / "a")
     assert run.problems == [
         f"node 0 had 3 frames that none of its files holds: {run.node_files[0][0]}"

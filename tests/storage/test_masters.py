@@ -18,6 +18,7 @@ from lima2py.storage.masters.master import Ending, FrameTable
 from lima2py.storage.masters.of_run import all_files, write_masters, write_preview
 from lima2py.storage.masters.rebuild import gather
 from lima2py.storage.names import NODE_FILE, master_path
+from lima2py.storage.reasons import Reasons
 from lima2py.storage.saving.flat import SaveFlat
 from lima2py.storage.saving.sinks import Hdf5Sink
 from lima2py.task import Sink
@@ -134,7 +135,7 @@ def written(folder: Path, sinks: list[Hdf5Sink], told: dict[int, list[str]]) -> 
     frames = np.arange(12)
     node = (frames // 2 % len(sinks)).astype(np.int16)
     row = frames // (2 * len(sinks)) * 2 + frames % 2
-    table = FrameTable(np.full(12, Fate.SAVED, np.uint8), node, row)
+    table = FrameTable(np.full(12, Fate.SAVED, np.uint8), node, row, Reasons(12))
     masters, _, problems = write_masters(
         {"raw": sinks[0]}, context_of(folder / "a", SMALL, nb_frames=12), {"raw": table},
         {rank: {"raw": files} for rank, files in told.items()}, Ending("completed"),
@@ -174,7 +175,7 @@ def test_frames_whose_acquisition_node_is_lost_are_shown_if_they_lie_in_the_file
     sink.finish()
     fate = np.repeat([Fate.SAVED, Fate.NODE_LOST, Fate.NOT_SAVED], [4, 6, 2]).astype("u1")
     row = np.where(fate == Fate.SAVED, np.arange(12), -1)
-    table = FrameTable(fate, np.where(row < 0, -1, 0).astype("i2"), row)
+    table = FrameTable(fate, np.where(row < 0, -1, 0).astype("i2"), row, Reasons(12))
     masters, _, problems = write_masters(
         {"raw": sink}, context, {"raw": table}, {0: {"raw": sink.files}}, Ending("failed")
     )

@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from lima2py.errors import BadParameter
-from lima2py.session.system import NodePlace
+from lima2py.session.place import NodePlace
 from lima2py.storage.names import (
     NODE_FILE,
     check_node_template,

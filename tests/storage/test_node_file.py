@@ -23,6 +23,7 @@ from lima2py.errors import StorageError
 from lima2py.frame import Block, Fate, FrameSpec
 from lima2py.storage.masters.master import FrameTable, Saved, write_master
 from lima2py.storage.names import master_path
+from lima2py.storage.reasons import Reasons
 from lima2py.storage.saving.sinks import Hdf5Sink, SaveDense
 from lima2py.storage.steady import is_being_written
 from lima2py.task import RunContext
@@ -148,7 +149,7 @@ SHARING: Mapping[str, FrameSpec] = {
 }
 
 
-@settings(max_examples=20)
+@settings(max_examples=10)
 @given(
     st.lists(st.integers(0, 6), min_size=4, max_size=4).filter(any),
     st.integers(1, 3),
@@ -184,7 +185,7 @@ def share(prefix: Path, nb_blocks: list[int], nodes: int, limit: int, order: lis
         n = 60 // SHARING[name].span
         nothing = np.full(n, -1, np.int64)
         fates = np.full(n, Fate.NOT_ACQUIRED, np.uint8)
-        tables[name] = FrameTable(fates, nothing.astype(np.int16), nothing.copy())
+        tables[name] = FrameTable(fates, nothing.astype(np.int16), nothing.copy(), Reasons(n))
     for number in range(6):
         for name in order:
             if number >= blocks[name]:

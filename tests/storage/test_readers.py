@@ -27,16 +27,23 @@ COUNTERS = np.dtype([("min", "f8"), ("sum", "f8")])
 ABSENT = [0, 4, 9, 29]
 
 
-@pytest.fixture(scope="module", params=["alone", "small", "bands"])
+IMAGES = {
+    "alone": (FrameSpec.dense(150, 140, np.uint16), 1),
+    "small": (FrameSpec.dense(12, 16, np.uint32), 4),
+    "bands": (FrameSpec.dense(12, 16, np.float32, bands=2), 4),
+}
+"""Images that have chunks of their own, share chunks, or have several bands."""
+
+
+@pytest.fixture(scope="module", params=IMAGES)
 def images(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> MadeUpRun:
-    """Images that have chunks of their own, share chunks, or have several bands."""
-    spec, block = {
-        "alone": (FrameSpec.dense(150, 140, np.uint16), 1),
-        "small": (FrameSpec.dense(12, 16, np.uint32), 4),
-        "bands": (FrameSpec.dense(12, 16, np.float32, bands=2), 4),
-    }[request.param]
+    return written(request.param, tmp_path_factory.mktemp("images"))
+
+
+def written(kind: str, folder: Path) -> MadeUpRun:
+    spec, block = IMAGES[kind]
     run = round_robin(spec, 30, block, 2, absent=ABSENT)
-    run.write(tmp_path_factory.mktemp("images") / "a", frames_per_file=12)
+    run.write(folder / "a", frames_per_file=12)
     return run
 
 
@@ -242,9 +249,13 @@ with Context(executor=InlineJobExecutor()) as context:
 """
 
 
-def test_libertem_loads_them(images: MadeUpRun, tmp_path: Path) -> None:
-    """In a process of its own, since it leaves threads."""
-    wanted = [seen_by(images, kind) for kind in ("master", "node")]
+def test_libertem_loads_them(tmp_path: Path) -> None:
+    """In a process of its own, since it leaves threads; in one, since it takes seconds to begin."""
+    wanted = []
+    for images in IMAGES:
+        (tmp_path / images).mkdir()
+        run = written(images, tmp_path / images)
+        wanted += [seen_by(run, kind) for kind in ("master", "node")]
     command = [sys.executable, "-W", "ignore", "-c", LIBERTEM, str(tmp_path)]
     subprocess.run([*command, *(path for path, _ in wanted)], check=True, timeout=100)
     for number, (_, expected) in enumerate(wanted):

@@ -111,7 +111,7 @@ def test_what_killed_nodes_left_becomes_a_run(tmp_path: Path) -> None:
     ),
     per_file=st.sampled_from([0, 3, 7]),
 )  # fmt: skip
-@settings(max_examples=15)
+@settings(max_examples=8)
 def test_every_frame_that_was_safe_is_there_once(
     writes: list[tuple[int, int, int, bool]], per_file: int
 ) -> None:

@@ -23,7 +23,7 @@ from lima2py.frame import Block, FrameSpec
 from lima2py.storage.layout import CREATOR
 from lima2py.storage.saving.reserve import Reservation, reserve
 from lima2py.storage.saving.sinks import SaveDense
-from lima2py.storage.steady import SteadyFile
+from lima2py.storage.steady import LockedFile, SteadyFile
 from lima2py.task import Sink
 
 RUN = "0123456789abcdef" * 2
@@ -527,3 +527,24 @@ def test_a_device_is_no_output_folder() -> None:
     for folder in (Path("/dev/null"), Path("/dev/null/new")):
         with pytest.raises(StorageError, match="a part of the path is a file"):
             reserved(folder)
+
+
+def test_files_of_nodes_that_died_before_the_run_began_are_cleared_but_no_others(
+    tmp_path: Path,
+) -> None:
+    taken = reserve({"raw": SaveDense()}, tmp_path, "a", RUN)
+    dead, living, done = (
+        Path(f"{taken.paths['raw']}_{rank}_00000.h5{part}")
+        for rank, part in enumerate((".part", ".part", ""))
+    )
+    for path in (dead, done):
+        path.touch()
+    file = LockedFile(str(living))
+    try:
+        taken.clear()
+        assert not dead.exists()
+        assert living.exists()
+        assert done.exists()
+    finally:
+        file.close()
+        taken.release()

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from lima2py.errors import StorageError
+from lima2py.storage.care.journal_content import JournalContent, read_journal, tracks_of
 from lima2py.storage.care.recovery import Recovery
-from lima2py.storage.care.told import Told, read_journal, tracks_of
 from lima2py.storage.failures import telling
 from lima2py.storage.masters.master import FrameTable
 from lima2py.storage.names import FLAT_MASTER, JOURNAL, MASTER, NODE_FILE, files_at, journals_at
@@ -26,7 +26,7 @@ class Journals:
 
     def __init__(self) -> None:
         self.problems: dict[Path, str] = {}
-        self._told: dict[Path, Told | None] = {}
+        self._told: dict[Path, JournalContent | None] = {}
         self._tracks: dict[str, Mapping[str, FrameTable]] = {}
 
     def add(self, paths: Iterable[Path]) -> None:

@@ -104,9 +104,10 @@ def _closed(product: Saved) -> Saved:
     """The same, with a fate for the frames that no file knows."""
     table = product.table
     unknown = table.fate == Fate.NO_RECORD
-    absences = {**table.absences, **dict.fromkeys(np.flatnonzero(unknown).tolist(), _NOTHING_KNOWN)}
+    reasons = table.reasons.copy()
+    reasons.note(np.flatnonzero(unknown), _NOTHING_KNOWN)
     fate = np.where(unknown, np.uint8(Fate.NODE_LOST), table.fate)
-    return replace(product, table=replace(table, fate=fate, absences=absences))
+    return replace(product, table=replace(table, fate=fate, reasons=reasons))
 
 
 def counted(product: Saved) -> str:

@@ -21,6 +21,7 @@ from lima2py.storage.failures import HDF5_ERRORS, unreadable
 from lima2py.storage.logs import read_logs
 from lima2py.storage.masters.master import Ending, FrameTable, Saved
 from lima2py.storage.names import PART
+from lima2py.storage.reasons import Reasons
 
 
 def reread(path: Path) -> tuple[list[Saved], Ending]:
@@ -52,13 +53,10 @@ def reread(path: Path) -> tuple[list[Saved], Ending]:
 def _saved(path: Path, entry: h5py.Group) -> Saved:
     group = detector_group(entry)
     frames = group["frames"]
-    absences = {
-        frame: reason
-        for first, last, reason in read_absences(group)
-        for frame in range(first, last + 1)
-    }
+    fate = frames["fate"][:].astype(np.uint8)
     table = FrameTable(
-        frames["fate"][:].astype(np.uint8), frames["node"][:], frames["row"][:], absences,
+        fate, frames["node"][:], frames["row"][:],
+        Reasons.of_ranges(len(fate), read_absences(group)),
         frames["attempts"][:] if "attempts" in frames else None,
     )  # fmt: skip
     files: dict[int, list[str]] = {}

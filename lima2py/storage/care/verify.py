@@ -59,6 +59,7 @@ class Verdict:
     read: int = 0
     compared: int = 0
     problems: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
     def plain(self) -> dict[str, Any]:
         """The same as plain values."""
@@ -67,6 +68,7 @@ class Verdict:
     def __str__(self) -> str:
         lines = [f"{self.path}: {'good' if not self.problems else 'NOT good'}"]
         lines += [f"  {text}" for text in self.problems]
+        lines += [f"  note: {text}" for text in dict.fromkeys(self.remarks)]
         for sink, counts in self.frames.items():
             said = ", ".join(f"{number} {word}" for word, number in counts.items())
             lines.append(f"  {sink}: {said or 'no frame'}")
@@ -166,10 +168,10 @@ class _Check:
 
     def _absences(self) -> None:
         """Every frame without data has a reason, and no other has."""
-        reasons: dict[int, int] = {}
-        for first, last, reason in read_absences(self._group):
-            reasons.update(dict.fromkeys(range(first, last + 1), int(reason.cause)))
-        said = np.array([reasons.get(frame, Fate.SAVED) for frame in self._index.tolist()])
+        ranges = [(first, last, reason.cause) for first, last, reason in read_absences(self._group)]
+        first, last, cause = np.array(sorted([(0, 0, Fate.SAVED), *ranges]), np.uint64).T
+        which = np.searchsorted(first, self._index, side="right") - 1
+        said = np.where(self._index <= last[which], cause[which], np.uint64(Fate.SAVED))
         if (wrong := self._index[said != self._fate]).size:
             self._bad("the fates are not those that `absences` gives reasons for:", wrong)
 
@@ -240,6 +242,10 @@ class _Check:
         if (theirs.run.rank, theirs.spec) != (rank, self._spec):
             self._bad(f"{name} is not of node {rank}, or holds other frames")
             return None
+        if path.name.endswith(PART):
+            self._verdict.remarks.append(
+                f"{name} was left by a lost node; lima2py recover {path.parent} finishes it"
+            )
         return theirs
 
     def _compare(

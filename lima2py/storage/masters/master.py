@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,13 +17,12 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from lima2py.frame import Absence, Array, Fate, FrameSpec
+from lima2py.frame import Array, Fate, FrameSpec
 from lima2py.storage.entry import NodeEntry, read_entry
 from lima2py.storage.failures import HDF5_ERRORS, telling
 from lima2py.storage.layout import (
     FATE_TYPE,
     TEXT_TYPE,
-    absence_ranges,
     add_absences,
     curves,
     describe_data,
@@ -41,10 +40,13 @@ from lima2py.storage.masters import ragged, virtual
 from lima2py.storage.masters.experiment import write_experiment
 from lima2py.storage.masters.provenance import write_ending, write_provenance
 from lima2py.storage.names import PART
+from lima2py.storage.reasons import Reasons
 from lima2py.task import RunContext
 
 RUNNING = "running"
 """The outcome of a run that goes on, in previews."""
+_MANY = 2**16
+"""Frames in a row of which nothing is known, from which on no room is taken for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +57,14 @@ class FrameTable:
         fate: by frame index, a `Fate`.
         node: rank of the node that had it, -1 if none.
         row: its row among all that node wrote, -1 if it has none.
-        absences: the reasons that are known, by frame index; `fate` counts where they differ.
+        reasons: why frames are absent, as far as it is known; `fate` counts where they differ.
         attempts: how many times it was given to a node; None if that is not known.
     """
 
     fate: NDArray[np.uint8]
     node: NDArray[np.int16]
     row: NDArray[np.int64]
-    absences: Mapping[int, Absence] = field(default_factory=dict)
+    reasons: Reasons
     attempts: NDArray[np.uint8] | None = None
 
 
@@ -157,7 +159,7 @@ def _write(file: h5py.File, product: Saved, ending: Ending) -> list[str]:
         data = virtual.create(detector, "data", len(table.fate), spec, rows)
         describe_data(data, spec)
     new_absences(detector)
-    add_absences(detector["absences"], absence_ranges(_absences(table)), 0)
+    add_absences(detector["absences"], table.reasons.ranges(table.fate), 0)
     link(file[name], detector, spec, run)
     if ending.outcome != RUNNING:  # a preview, written again and again, has what it needs
         write_provenance(file[name], detector, spec, run)
@@ -264,17 +266,25 @@ def _write_records(detector: h5py.Group, product: Saved, parts: Iterable[Part]) 
                 records[name] = np.full(nb_frames, no_value(values.dtype))
             records[name][part.had] = values[part.had_rows]
     for path, values in records.items():
-        dtype = FATE_TYPE if path == "frames/fate" else values.dtype
-        describe_record(detector.create_dataset(path, data=values, dtype=dtype), path)
+        if path == "frames/fate":
+            record = detector.create_dataset(path, data=values, dtype=FATE_TYPE)
+        else:
+            record = _create(detector, path, values)
+        describe_record(record, path)
 
 
-def _absences(table: FrameTable) -> Iterator[tuple[int, Absence]]:
-    """Every frame that is not saved, with the reason as far as it is known."""
-    unsaid = {int(fate): Absence(fate, "") for fate in Fate}
-    absent = np.flatnonzero(table.fate != Fate.SAVED)
-    for index, fate in zip(absent.tolist(), table.fate[absent].tolist(), strict=True):
-        said = table.absences.get(index)
-        yield index, said if said is not None and said.cause == fate else unsaid[fate]
+def _create(detector: h5py.Group, path: str, values: Array) -> h5py.Dataset:
+    """A record; of a long run that was cut short, the end, which is all alike, takes no room."""
+    raw = values.view(f"u{values.itemsize}")  # nan is like nan
+    other = raw[::-1] != raw[-1:]
+    used = len(values) - int(other.argmax()) if other.any() else 0
+    if len(values) - used < _MANY:
+        return detector.create_dataset(path, data=values)
+    record = detector.create_dataset(
+        path, values.shape, values.dtype, chunks=(_MANY,), fillvalue=values[-1]
+    )
+    record[:used] = values[:used]
+    return record
 
 
 def _write_files(group: h5py.Group, parts: Iterable[Part], folder: Path) -> None:

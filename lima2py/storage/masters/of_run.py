@@ -26,6 +26,7 @@ from lima2py.storage.names import (
     journals_at,
     master_path,
     node_files_at,
+    unfinished_at,
 )
 from lima2py.storage.saving.flat import SaveFlat, read_flat, write_flat_master
 from lima2py.storage.saving.sinks import Hdf5Sink
@@ -136,6 +137,27 @@ def all_files(prefix: str, template: str, told: Sequence[str]) -> list[str]:
                     and Path(path).suffix == Path(told[0]).suffix]  # fmt: skip
             return [*told, *sorted(set(mine) - set(told), key=lambda path: known[path].number)]
     return list(told)
+
+
+def left_behind(sinks: Mapping[str, Sink], paths: Mapping[str, str]) -> str:
+    """What to say of files that lost nodes did not finish, as far as they can be seen from here.
+
+    Args:
+        sinks: by name, in the order of the graph.
+        paths: where the files of each begin.
+    """
+    found: list[Path] = []
+    for prefix, (name, *_) in by_prefix(sinks, paths).items():
+        if isinstance(sink := sinks[name], (Hdf5Sink, SaveFlat)):
+            with suppress(LimaError):  # its folder is gone
+                found += unfinished_at(Path(prefix), sink.node_file)
+    if not found:
+        return ""
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return (
+        f"lost nodes left {', '.join(path.name for path in found[:3])}{more}; the masters show what"
+        f" is safe there: lima2py recover {found[0].parent} finishes such files"
+    )
 
 
 class Previews:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lima2py.errors import StorageError
 from lima2py.frame import Absence, Fate
 from lima2py.storage.entry import NodeEntry, alone, entry_names, read_entry
 from lima2py.storage.masters.master import FrameTable, Saved
 from lima2py.storage.names import PART
+from lima2py.storage.reasons import Reasons, longer
 
 _GONE = Absence(Fate.NODE_LOST, "recover", "it was saved, and the file that had it is not there")
 
@@ -73,7 +72,7 @@ def saved_in(entries: Sequence[NodeEntry], *, whole: bool) -> Saved:
     count = max([run.nb_frames if whole else 0, *ends], default=0)
     fate = np.zeros(count, np.uint8)
     node, row = np.full(count, -1, np.int16), np.full(count, -1, np.int64)
-    absences: dict[int, Absence] = {}
+    reasons = Reasons(count)
     node_files: dict[int, list[str]] = {}
     for entry in entries:
         frames = entry.index.astype(np.int64)
@@ -83,11 +82,10 @@ def saved_in(entries: Sequence[NodeEntry], *, whole: bool) -> Saved:
         frames, rows = frames[better], np.flatnonzero(better)
         fate[frames] = entry.fate[rows]
         node[frames], row[frames] = entry.run.rank, entry.first_row + rows
-        for frame, reason in entry.absences.items():
-            absences.setdefault(frame, reason)
+        reasons.add(entry.absences)
         name = str(entry.path).removesuffix(PART)
         node_files.setdefault(entry.run.rank, []).append(name)
-    table = FrameTable(fate, node, row, absences)
+    table = FrameTable(fate, node, row, reasons)
     return Saved(entries[0].name, run, entries[0].spec, table, node_files)
 
 
@@ -108,8 +106,9 @@ def found_again(told: Saved, held: Saved) -> Saved:
     )
     fate, node, row = old.fate.copy(), old.node.copy(), old.row.copy()
     fate[found], node[found], row[found] = new.fate[found], new.node[found], new.row[found]
-    absences = {**new.absences, **old.absences}  # of which the fate says which counts
-    return replace(told, table=FrameTable(fate, node, row, absences, old.attempts))
+    reasons = old.reasons.copy()
+    reasons.take(found, new.reasons)
+    return replace(told, table=FrameTable(fate, node, row, reasons, old.attempts))
 
 
 def as_told(told: FrameTable, held: Saved, entries: Sequence[NodeEntry]) -> tuple[Saved, int]:
@@ -126,8 +125,8 @@ def as_told(told: FrameTable, held: Saved, entries: Sequence[NodeEntry]) -> tupl
         What was saved; and how many frames the journals call saved that no file holds.
     """
     count = max(len(told.fate), len(held.table.fate))
-    fate = _longer(told.fate, count, Fate.NO_RECORD)
-    node, row = _longer(told.node, count, -1), _longer(told.row, count, -1)
+    fate = longer(told.fate, count, Fate.NO_RECORD)
+    node, row = longer(told.node, count, -1), longer(told.row, count, -1)
     there = np.zeros(count, bool)
     for entry in entries:
         frames = entry.index.astype(np.int64)
@@ -138,14 +137,10 @@ def as_told(told: FrameTable, held: Saved, entries: Sequence[NodeEntry]) -> tupl
     row[~there] = -1
     missing = np.flatnonzero((fate == Fate.SAVED) & ~there)
     fate[missing] = Fate.NODE_LOST
-    absences = {**told.absences, **dict.fromkeys(missing.tolist(), _GONE)}
-    attempts = None if told.attempts is None else _longer(told.attempts, count, 0)
-    table = FrameTable(fate, node, row, absences, attempts)
+    reasons = told.reasons.copy()
+    reasons.grow(count)
+    reasons.note(missing, _GONE)
+    attempts = None if told.attempts is None else longer(told.attempts, count, 0)
+    table = FrameTable(fate, node, row, reasons, attempts)
     saved = found_again(replace(held, table=table), held)
     return saved, int((saved.table.fate[missing] != Fate.SAVED).sum())
-
-
-def _longer(values: NDArray[Any], count: int, fill: int) -> NDArray[Any]:
-    longer = np.full(count, fill, values.dtype)
-    longer[: len(values)] = values
-    return longer

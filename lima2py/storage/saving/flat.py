@@ -306,7 +306,7 @@ def read_flat(path: str) -> tuple[NodeEntry, str]:
     length = os.path.getsize(existing(path)) // max(1, spec.nbytes)
     index: list[int] = []
     fate: list[int] = []
-    absences: dict[int, Absence] = {}
+    absences: list[tuple[int, int, Absence]] = []
     with open(existing(records_of(path)), encoding="utf-8") as file:
         for line in list(file)[1:]:
             if not line.endswith("\n"):
@@ -315,7 +315,8 @@ def read_flat(path: str) -> tuple[NodeEntry, str]:
             fates = [int(Fate.SAVED)] * said["count"]
             for offset, word, who, detail in said.get("absent", ()):
                 fates[offset] = int(Fate[word.upper()])
-                absences[said["index"] + offset] = Absence(Fate(fates[offset]), who, detail)
+                frame = said["index"] + offset
+                absences.append((frame, frame, Absence(Fate(fates[offset]), who, detail)))
             index += range(said["index"], said["index"] + said["count"])
             fate += fates
     entry = NodeEntry(

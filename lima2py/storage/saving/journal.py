@@ -51,7 +51,7 @@ class Head(msgspec.Struct, frozen=True):
         run: id of the run.
         name: of the run.
         nb_frames: frames asked for; 0 if endless.
-        share: which of them this acquisition node delivers: rank, size, group.
+        share: which of them this acquisition node delivers.
         sinks: by name, in the order of their tracks, how many frames one row stands for.
         prefixes: what the files of sinks begin with, relative to the folder of the journal, and
             the `node_file` of each.
@@ -60,12 +60,12 @@ class Head(msgspec.Struct, frozen=True):
     run: str
     name: str
     nb_frames: int
-    share: tuple[int, int, int]
+    share: Share
     sinks: dict[str, int]
     prefixes: dict[str, str]
 
 
-class Line(msgspec.Struct, array_like=True, frozen=True):
+class JournalLine(msgspec.Struct, array_like=True, frozen=True):
     """What became of consecutive frames, of a block or of several.
 
     Attributes:
@@ -76,6 +76,7 @@ class Line(msgspec.Struct, array_like=True, frozen=True):
         rows: by sink, the row of the first frame in the node's file; -1 if it has none.
         absences: track (the frame as a whole, then each sink), and the frames without data there;
             all others are saved.
+        nodes: by sink, the rank of the node whose file has the row; nothing if all are of `node`.
     """
 
     index: int
@@ -84,6 +85,7 @@ class Line(msgspec.Struct, array_like=True, frozen=True):
     attempts: int
     rows: list[int]
     absences: list[tuple[int, AbsentRange]]
+    nodes: list[int] = []
 
 
 class Rest(msgspec.Struct, array_like=True, frozen=True):
@@ -105,7 +107,7 @@ class Rest(msgspec.Struct, array_like=True, frozen=True):
 class Batch(msgspec.Struct, array_like=True, frozen=True):
     """What was written at once; the rest is the last of all."""
 
-    lines: list[Line]
+    lines: list[JournalLine]
     rest: Rest | None = None
 
 
@@ -127,7 +129,7 @@ class Journal:
         self._complained = False
         self._gapless = True
         self._rest: Rest | None = None
-        self._waiting: deque[Line] = deque()
+        self._waiting: deque[JournalLine] = deque()
         self._unwritten = MAGIC + _framed(head)
         self._size = 0
         self._over = threading.Event()
@@ -142,7 +144,7 @@ class Journal:
         self._write()
         self._thread.start()
 
-    def note(self, line: Line) -> None:
+    def note(self, line: JournalLine) -> None:
         """Note what became of a block; returns at once."""
         if len(self._waiting) < MOST_WAITING:
             self._waiting.append(line)
@@ -187,24 +189,26 @@ class Journal:
             self._unwritten = b""
             self._gapless = False
 
-    def _taken(self) -> list[Line]:
+    def _taken(self) -> list[JournalLine]:
         """What waits, in as few lines as can be."""
-        lines: list[Line] = []
+        lines: list[JournalLine] = []
         while self._waiting:
             line = self._waiting.popleft()
             if lines and self._goes_on(lines[-1], line):
                 before, count = lines[-1], lines[-1].count + line.count
-                lines[-1] = Line(before.index, count, line.node, line.attempts, before.rows, [])
+                lines[-1] = JournalLine(
+                    before.index, count, line.node, line.attempts, before.rows, [], line.nodes
+                )
             else:
                 lines.append(line)
         return lines
 
-    def _goes_on(self, line: Line, then: Line) -> bool:
+    def _goes_on(self, line: JournalLine, then: JournalLine) -> bool:
         """Whether two lines can be told as one."""
         first, end = line.index, line.index + line.count
         return (
             then.index == end
-            and then.node == line.node
+            and (then.node, then.nodes) == (line.node, line.nodes)
             and then.attempts == line.attempts
             and not (line.absences or then.absences)
             and -1 not in line.rows

@@ -33,6 +33,7 @@ from lima2py.storage.names import (
     fill,
     longest_suffix,
     master_path,
+    unfinished_at,
 )
 from lima2py.storage.saving.sinks import Hdf5Sink
 from lima2py.storage.steady import is_being_written
@@ -68,11 +69,25 @@ class Reservation:
         paths: by sink, the absolute path its files begin with.
         created: folders that were made for it, outermost first.
         taken: the masters-to-be, locked.
+        node_files: by path, how the files of nodes are called.
     """
 
     paths: dict[str, str]
     created: list[Path] = field(default_factory=list)
     taken: list[Taken] = field(default_factory=list)
+    node_files: dict[str, str] = field(default_factory=dict)
+
+    def clear(self) -> None:
+        """Delete the files of nodes that died before the run began; living ones do it themselves.
+
+        Raises:
+            StorageError: if a folder cannot be looked into.
+        """
+        for prefix, template in self.node_files.items():
+            for path in unfinished_at(Path(prefix), template):
+                with suppress(FileNotFoundError):  # a living one does it just now
+                    if not is_being_written(path):
+                        path.unlink()
 
     def release(self) -> None:
         """The run has ended, or is given up; may be called twice.
@@ -104,7 +119,10 @@ def reserve(sinks: Mapping[str, Sink], output: Path, name: str, run: str) -> Res
     """
     for _ in range(ATTEMPTS):
         paths = settle(sinks, output, name, run)
-        reservation = Reservation({sink: str(path) for sink, path in paths.items()})
+        reservation = Reservation(
+            {sink: str(path) for sink, path in paths.items()},
+            node_files={str(path): _node_file(sinks[sink]) for sink, path in paths.items()},
+        )
         try:
             for path in dict.fromkeys(paths.values()):
                 _make_folder(path.parent, Path(os.path.abspath(output)), reservation.created)

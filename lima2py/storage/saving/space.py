@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Mapping
+from math import ceil
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from lima2py.frame import FrameSpec
@@ -48,6 +50,7 @@ def needs(
     specs: Mapping[str, FrameSpec],
     paths: Mapping[str, Path],
     nb_frames: int,
+    shares: Mapping[str, float] = MappingProxyType({}),
 ) -> list[Need]:
     """What the sinks of a run will write, all nodes together; records, a few bytes each, apart.
 
@@ -56,12 +59,14 @@ def needs(
         specs: of the frames they save, by name.
         paths: what the files of each begin with.
         nb_frames: that the detector will give; 0 if nobody knows.
+        shares: which part of these the sinks save, by name, if not all.
     """
     found = []
     for name, sink in sinks.items():
         spec = specs[name]
         known = nb_frames > 0 and spec.kind != "sparse"
-        nbytes = nb_frames // spec.span * spec.nbytes if known else None
+        rows = ceil(nb_frames // spec.span * (shares.get(name, 1.0) if spec.span == 1 else 1.0))
+        nbytes = rows * spec.nbytes if known else None
         compressed = spec.kind == "encoded" or getattr(sink, "compression", "none") != "none"
         path = paths[name]
         result = master_path(path) if isinstance(sink, Hdf5Sink) else f"{path}_*"

@@ -8,19 +8,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
-import numpy as np
 
-from lima2py.detector import Share
 from lima2py.frame import Absence, Fate
 from lima2py.memory import check_available
 from lima2py.storage.failures import telling
 from lima2py.storage.masters.master import FrameTable
-from lima2py.storage.saving.journal import FRAMING, MAGIC, Batch, Head, Line, Rest
+from lima2py.storage.saving.journal import FRAMING, MAGIC, Batch, Head, JournalLine, Rest
+from lima2py.storage.track import BYTES_PER_LINE, Track
 
 _FATES = frozenset(map(int, Fate))
 
 
-class Told(NamedTuple):
+class JournalContent(NamedTuple):
     """What a journal says.
 
     Attributes:
@@ -30,11 +29,11 @@ class Told(NamedTuple):
     """
 
     head: Head
-    lines: list[Line]
+    lines: list[JournalLine]
     rest: Rest | None
 
 
-def read_journal(path: Path) -> Told | None:
+def read_journal(path: Path) -> JournalContent | None:
     """What a journal says, up to where its writer died; None if that was before it said anything.
 
     Raises:
@@ -46,7 +45,7 @@ def read_journal(path: Path) -> Told | None:
         return None
     at = len(MAGIC)
     head: Head | None = None
-    lines: list[Line] = []
+    lines: list[JournalLine] = []
     rest: Rest | None = None
     while len(content) - at >= FRAMING.size:
         length, crc = FRAMING.unpack_from(content, at)
@@ -66,10 +65,10 @@ def read_journal(path: Path) -> Told | None:
             break
         lines += batch.lines
         rest = batch.rest
-    return None if head is None else Told(head, lines, rest)
+    return None if head is None else JournalContent(head, lines, rest)
 
 
-def tracks_of(journals: Sequence[Told]) -> list[FrameTable]:
+def tracks_of(journals: Sequence[JournalContent]) -> list[FrameTable]:
     """What became of every frame: as a whole (which has no rows), and on its way to each sink.
 
     Args:
@@ -82,19 +81,23 @@ def tracks_of(journals: Sequence[Told]) -> list[FrameTable]:
     ends = [line.index + line.count for told in journals for line in told.lines]
     ends += [told.rest.end for told in journals if told.rest is not None]
     asked = head.nb_frames or max(ends, default=0)
-    check_available(asked * 13 * (1 + len(head.sinks)), f"a journal tells of {asked} frames")
-    tracks = [_Track(asked, span) for span in _spans(head)]
+    spans = _spans(head)
+    check_available(asked * BYTES_PER_LINE * len(spans), f"a journal tells of {asked} frames")
+    tracks = [Track(asked, span) for span in spans]
     for told in journals:
         for line in told.lines:
-            for track, row in zip(tracks, (-1, *line.rows), strict=True):
-                track.lay(line, row)
-            for number, ranged in line.absences:
-                tracks[number].refuse(line, *ranged)
+            nodes = line.nodes or [line.node] * len(line.rows)
+            laid = zip(tracks, (line.node, *nodes), (-1, *line.rows), strict=True)
+            for track, rank, row in laid:
+                track.lay(line.index, line.count, rank, line.attempts, row)
+            for number, absent in line.absences:
+                tracks[number].refuse(line.index, absent)
     for told in journals:
-        for track in tracks:
-            if told.rest is not None:
-                track.close(told.rest, Share(*told.head.share))
-    return [track.table for track in tracks]
+        if (rest := told.rest) is not None:
+            for track in tracks:
+                said = Absence(Fate(rest.cause), rest.who, rest.detail)
+                track.close(said, asked, told.head.share)
+    return [track.table(asked) for track in tracks]
 
 
 def _spans(head: Head) -> tuple[int, ...]:
@@ -102,11 +105,13 @@ def _spans(head: Head) -> tuple[int, ...]:
     return (1, *head.sinks.values())
 
 
-def _fits(line: Line, head: Head) -> bool:
+def _fits(line: JournalLine, head: Head) -> bool:
     """Whether a line can be one of this journal."""
     spans = _spans(head)
     first, end = line.index, line.index + line.count
     if first < 0 or line.count < 1 or 0 < head.nb_frames < end or len(line.rows) + 1 != len(spans):
+        return False
+    if len(line.nodes) not in (0, len(line.rows)):
         return False
     return all(
         0 <= number < len(spans)
@@ -114,48 +119,3 @@ def _fits(line: Line, head: Head) -> bool:
         and cause in _FATES
         for number, (offset, count, cause, _, _) in line.absences
     )
-
-
-class _Track:
-    """What became of all frames, or of every `span` of them."""
-
-    def __init__(self, asked: int, span: int):
-        length = asked // span
-        self._span = span
-        self._fate = np.zeros(length, np.uint8)
-        self._node = np.full(length, -1, np.int16)
-        self._row = np.full(length, -1, np.int64)
-        self._attempts = np.zeros(length, np.uint8)
-        self._absences: dict[int, Absence] = {}
-
-    def lay(self, line: Line, row: int) -> None:
-        """Write down what a line says, but for its absences."""
-        part = slice(line.index // self._span, (line.index + line.count) // self._span)
-        self._fate[part] = Fate.SAVED
-        self._node[part] = line.node
-        self._attempts[part] = min(line.attempts, 255)
-        if row >= 0:
-            self._row[part] = np.arange(row, row + part.stop - part.start)
-
-    def refuse(
-        self, line: Line, offset: int, count: int, cause: int, who: str, detail: str
-    ) -> None:
-        """Write down that some of its frames are absent."""
-        first = line.index // self._span + offset
-        self._note(range(first, first + count), Absence(Fate(cause), who, detail))
-
-    def close(self, rest: Rest, share: Share) -> None:
-        """Give all frames of a share that have no fate yet this one."""
-        still_open = np.flatnonzero(self._fate == Fate.NO_RECORD)
-        whose = still_open * self._span // share.group % share.size
-        ours = still_open[whose == share.rank].tolist()
-        self._note(ours, Absence(Fate(rest.cause), rest.who, rest.detail))
-
-    def _note(self, lines: Sequence[int], why: Absence) -> None:
-        self._fate[np.asarray(lines, np.int64)] = why.cause
-        self._absences.update(dict.fromkeys(lines, why))
-
-    @property
-    def table(self) -> FrameTable:
-        """All of it."""
-        return FrameTable(self._fate, self._node, self._row, self._absences, self._attempts)
