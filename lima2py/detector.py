@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple
 
@@ -72,8 +72,28 @@ class DetectorInfo(Model):
     """`x, y` in metres; None if unknown."""
     modules: tuple[ModulePlace, ...] = ()
     """The modules it is made of; empty when it is one piece."""
+    gap_value: int | float = 0
+    """What pixels between modules are set to, where modules that come apart are joined."""
     serial: str = ""
     """Serial number."""
+
+    def boxes(self, names: Sequence[str]) -> list[Roi]:
+        """Where some modules lie, in detector pixels, in the order of their names.
+
+        Raises:
+            BadParameter: if it has no such module, or they are not of one size.
+        """
+        known = {module.name: module for module in self.modules}
+        if unknown := [name for name in names if name not in known]:
+            has = f"it has {', '.join(known)}" if known else "it is one piece"
+            raise BadParameter(f"modules {', '.join(unknown)}: detector {self.name} has none of"
+                               f" this name; {has}")  # fmt: skip
+        sizes = {known[name].size for name in names}
+        if len(sizes) > 1:
+            raise BadParameter(
+                f"modules {', '.join(names)}: are not all of one size; those of one node must be"
+            )
+        return [Roi(*known[name].at, *reversed(known[name].size)) for name in names]
 
 
 class Capabilities(NamedTuple):
@@ -89,6 +109,7 @@ class Capabilities(NamedTuple):
         ends: whether it has an end of its own (recorded frames): nb_frames 0 is all it has.
         columns: per-frame values it adds besides the timestamp: name and dtype.
         pauses: whether its internal clock can be held (`Detector.pause`).
+        modules: whether it can give the frames of some of its modules only (`Share.modules`).
     """
 
     triggers: frozenset[TriggerMode] = frozenset({TriggerMode.INTERNAL})
@@ -100,6 +121,7 @@ class Capabilities(NamedTuple):
     ends: bool = False
     columns: Mapping[str, str] = {}
     pauses: bool = False
+    modules: bool = False
 
     def check(self, acquisition: Acquisition, info: DetectorInfo) -> None:
         """Refuse what the detector cannot do.
@@ -145,12 +167,14 @@ class Share(NamedTuple):
     """Which frames of the acquisition one acquisition node delivers.
 
     Frames are shared out by groups: node `rank` of `size` has those with
-    `index // group % size == rank`.
+    `index // group % size == rank`. Or every node has all frames, and of each of them some
+    `modules`, one under the other (`Detector.describe_modules`); without any, the whole frame.
     """
 
     rank: int = 0
     size: int = 1
     group: int = 1
+    modules: tuple[str, ...] = ()
 
     def first(self, index: int) -> int:
         """The first frame of ours at `index` or after it."""
@@ -208,6 +232,19 @@ class Slot:
                 f" say of its frames: {allowed}; this is a fault of the plugin"
             )
         self.absences[offset] = Absence(Fate(cause), str(who), str(detail))
+
+
+def spec_of_modules(whole: FrameSpec, boxes: Sequence[Roi]) -> FrameSpec:
+    """What modules of a frame look like, one under the other.
+
+    Args:
+        whole: what the frame looks like.
+        boxes: where the modules lie in it, all of one size.
+    """
+    height = sum(box.height for box in boxes)
+    return whole.replace(
+        shape=(whole.bands, height, boxes[0].width), to_detector=None, detector_shape=None
+    )
 
 
 class Detector(Model, ABC):
@@ -318,6 +355,26 @@ class Detector(Model, ABC):
             to_detector=Affine.crop(box) @ Affine.bin(x, y),
             detector_shape=info.shape,
         )
+
+    def describe_modules(self, acquisition: Acquisition, names: Sequence[str]) -> FrameSpec:
+        """What the frames of some modules will look like: one module under the other.
+
+        Raises:
+            BadParameter: if it cannot give them, or not of what is asked for.
+        """
+        info, whole = self.info, self.describe(acquisition)
+        if not self.capabilities.modules:
+            raise BadParameter(
+                f"modules {', '.join(names)}: detector {info.name} gives whole frames only; leave"
+                " `modules` out, and acquisition nodes share out the frames"
+            )
+        boxes = info.boxes(names)
+        if whole.kind != "dense" or whole.to_detector != Affine() or whole.image != info.shape:
+            raise BadParameter(
+                f"modules {', '.join(names)}: detector {info.name} gives single modules only"
+                " uncompressed, and without roi or binning; crop and bin in the graph instead"
+            )
+        return spec_of_modules(whole, boxes)
 
     def shortest_period(self, acquisition: Acquisition) -> float:
         """The shortest time from frame to frame to be expected, in seconds; 0 if unknown."""

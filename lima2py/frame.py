@@ -31,6 +31,7 @@ class Fate(IntEnum):
     NO_RECORD = 0
     SAVED = 1
     REJECTED = 2
+    NOT_TRIGGERED = 3
     DETECTOR_GAP = 10
     DETECTOR_TIMEOUT = 11
     INCOMPLETE = 12
@@ -51,18 +52,29 @@ class Fate(IntEnum):
 
     @property
     def is_absent(self) -> bool:
-        """Whether a frame of this fate is missing: neither saved nor rejected."""
-        return self not in (Fate.SAVED, Fate.REJECTED)
+        """Whether a frame of this fate is missing: it should be there, and nobody rejected it."""
+        return self.harm == 2
 
+    @property
+    def harm(self) -> int:
+        """What it means for the frame as a whole: 0 nothing, 1 that it is rejected, 2 absent."""
+        return _HARM.get(self, 2)
+
+
+_HARM = {Fate.SAVED: 0, Fate.NOT_TRIGGERED: 0, Fate.REJECTED: 1}
 
 FATES: Mapping[Fate, tuple[str, str]] = MappingProxyType(
     {
         Fate.NO_RECORD: ("nobody yet", "nothing is known; never in a finished file"),
         Fate.SAVED: ("sinks", "went through the graph and every sink on its way holds it"),
         Fate.REJECTED: ("task", "a task said no (veto)"),
+        Fate.NOT_TRIGGERED: ("trigger map", "this event has no frame of that detector"),
         Fate.DETECTOR_GAP: ("plugin", "the detector skipped it"),
         Fate.DETECTOR_TIMEOUT: ("plugin", "the detector did not deliver it in time"),
-        Fate.INCOMPLETE: ("plugin, join", "some of its modules are missing"),
+        Fate.INCOMPLETE: (
+            "plugin, join",
+            "some of its modules are missing, or the frame of another detector",
+        ),
         Fate.CORRUPT: ("plugin, join, decode", "it arrived damaged"),
         Fate.OVERRUN: ("ring", "no room was left for it"),
         Fate.NODE_LOST: ("ledger", "the node that had it was lost"),
@@ -86,6 +98,10 @@ class Absence(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.cause.word} ({self.who}{': ' + self.detail if self.detail else ''})"
+
+
+NO_FRAME = Absence(Fate.NOT_TRIGGERED, FATES[Fate.NOT_TRIGGERED][0])
+"""Of an event for which another detector takes no frame."""
 
 
 Kind = Literal["dense", "vector", "table", "sparse", "encoded"]
@@ -323,6 +339,7 @@ class Frame:
 
 
 _NO_ABSENCES: Mapping[int, Absence] = MappingProxyType({})
+_ALONE: Mapping[str, Block] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -342,6 +359,8 @@ class Block:
         origin: which acquisition node sent it, and in which epoch of the run.
         acquired_at: when it was complete in the ring, seconds since 1970 by the clock of its
             acquisition node; nan if that is not known, as of what tasks make.
+        companions: by the name of another detector, its frames of the same events, as many as
+            here; only of blocks that have just come in.
     """
 
     spec: FrameSpec
@@ -352,6 +371,7 @@ class Block:
     columns: Mapping[str, Array] = field(default_factory=dict)
     origin: tuple[int, int] = (0, 0)
     acquired_at: float = math.nan
+    companions: Mapping[str, Block] = field(default_factory=lambda: _ALONE)
 
     @classmethod
     def absent(
@@ -406,7 +426,7 @@ class Block:
         data = self.data if len(merged) < self.count else None
         return Block(
             self.spec, self.index, self.count, data, merged, self.columns, self.origin,
-            self.acquired_at,
+            self.acquired_at, self.companions,
         )  # fmt: skip
 
     def frame(self, offset: int) -> Frame:
@@ -435,9 +455,10 @@ class Block:
         count = end - first
         data = None if self.data is None or len(absences) == count else self.data[first:end]
         columns = {name: values[first:end] for name, values in self.columns.items()}
+        companions = {name: block.part(first, end) for name, block in self.companions.items()}
         return Block(
             self.spec, self.index + first, count, data, absences, columns, self.origin,
-            self.acquired_at,
+            self.acquired_at, companions,
         )  # fmt: skip
 
     @classmethod

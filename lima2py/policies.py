@@ -32,9 +32,18 @@ class Policies(Model):
     """A sink cannot write, and does not say itself what to do (`if_fails`). `mark` makes the frames
     absent in its file (`not_saved`); `wait` tries again until the disk takes them, while the ring
     fills; `stop` marks them, and acquires no more."""
+    missing_modules: Literal["mark", "keep", "stop"] = "mark"
+    """Some modules of a frame, which other acquisition nodes deliver, are missing. `mark` makes the
+    frame absent (`incomplete`); `keep` saves what is there: the pixels of missing modules are the
+    largest number of integers, NaN of floats, and the column `module_missing` has a bit for each of
+    them; `stop` marks it, and acquires no more."""
+    join_timeout: Patience = 2.0
+    """How long a frame waits for modules that other acquisition nodes deliver, in seconds. A node
+    that was late once is waited for again when it has caught up."""
     detector_loss: Literal["stop", "wait"] = "stop"
-    """A detector that clocks itself is silent. `stop` ends the run (`detector_timeout`); `wait`
-    goes on waiting until it comes back, or somebody stops the run."""
+    """A detector that clocks itself is silent, or the node that delivers some of its modules is
+    lost. `stop` ends the run (`detector_timeout`); `wait` goes on: until the detector comes back,
+    or without these modules; or until somebody stops the run."""
     dispatch: Literal["least_loaded", "round_robin"] = "least_loaded"
     """Which node is given the next frames: the one with the least to do, or each in its turn."""
     block_deadline: Patience = 30.0

@@ -18,15 +18,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import AfterValidator, PrivateAttr
+from pydantic import AfterValidator, Field, PrivateAttr
 
 from lima2py.acquisition import Parameters
 from lima2py.errors import BadParameter
 from lima2py.frame import Array, Block, FrameSpec
 from lima2py.geometry import Affine, NotOnPixels, Roi
 from lima2py.policies import Policies
+from lima2py.shelf import Shelf
+from lima2py.tags import Tags
 from lima2py.units import Model
 
 
@@ -67,10 +69,13 @@ class RunContext:
         rois: rectangles in detector pixels that tasks of the graph look at, by `task.roi`.
         maps: for sinks, the images that belong to what they are given (`Task.maps`).
         shared: what the tasks of one node have in common in this run (files, say), by key.
+        shelf: of the node, for what is kept of frames for who looks at them.
         policies: what to do when something goes wrong.
         stop: ask for the end of the acquisition, with the reason in words. Returns at once.
         stopping: whether what is not done by now shall be given up: nobody may wait any longer.
         alive: to be called every second or so by who waits within a block: it is no hang.
+        of_other: for tasks that see frames of one other detector only, by name, how the run looks
+            from there.
     """
 
     run: str
@@ -91,15 +96,19 @@ class RunContext:
     rois: Mapping[str, tuple[int, int, int, int]] = field(default_factory=dict)
     maps: Mapping[str, Array] = field(default_factory=dict)
     shared: dict[str, Any] = field(default_factory=dict)
+    shelf: Shelf = field(default_factory=Shelf, compare=False)
     policies: Policies = field(default_factory=Policies)
     stop: Callable[[str], None] = lambda _reason: None
     stopping: Callable[[], bool] = lambda: False
     alive: Callable[[], None] = lambda: None
+    of_other: Mapping[str, OtherDetector] = field(default_factory=dict)
 
     def of_task(self, name: str, span: int, maps: Mapping[str, Array] | None = None) -> RunContext:
         """The same for one task, whose input counts `span` frames of the detector as one."""
+        other = self.of_other.get(name)
+        told = self if other is None else other.seen_from(self)
         return replace(
-            self,
+            told,
             task=name,
             nb_frames=self.nb_frames // span,
             frames_per_block=max(1, self.frames_per_block // span),
@@ -119,6 +128,28 @@ class RunContext:
         return cls(**{**kept, "rois": rois, "parameters": Parameters(**values["parameters"])})
 
 
+class OtherDetector(NamedTuple):
+    """What is known of another detector than the main one.
+
+    Attributes:
+        detector: see `RunContext.detector`.
+        hardware: see `Parameters.hardware`.
+    """
+
+    detector: Mapping[str, Any]
+    hardware: dict[str, Any]
+
+    def seen_from(self, run: RunContext) -> RunContext:
+        """The run as it is for a task that sees this detector only: the geometry is of the main."""
+        metadata = {key: value for key, value in run.metadata.items() if key != "geometry"}
+        return replace(
+            run,
+            detector=self.detector,
+            parameters=run.parameters._replace(hardware=self.hardware),
+            metadata=metadata,
+        )
+
+
 _FACTS = (
     "run", "name", "task", "node", "rank", "nodes", "nb_frames", "detector", "graph", "metadata",
     "host", "started", "rois",
@@ -135,10 +166,9 @@ class Task(Model, ABC):
     remembers: ClassVar[bool] = False
     """Whether what comes out also depends on frames given before. When other tasks raise on a block
     they are given its frames one by one, to find the one at fault."""
-    needs: ClassVar[Mapping[str, float]] = {}
-    """What it needs of every node besides a core, by name, and how much of it (gpu, 1).
-    `lima2py check` says so; nobody reserves it."""
-
+    needs: Tags = Field(default_factory=dict)
+    """What every node that it runs on must have, by the names of tags. A graph that needs what no
+    stage of the system has is refused."""
     if_fails: Literal["mark", "pass", "stop"] | None = None
     """When it fails on a frame: `mark` that frame as absent and go on; `pass` it on as it came, if
     what comes out looks like what comes in; or mark it and `stop` the acquisition. As the run's

@@ -5,15 +5,23 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Annotated, Literal, Protocol, Self
 
 import numpy as np
 from lima2py_detectors.simulator.clock import Clock, Pulses, Triggers
-from lima2py_detectors.simulator.photons import Diffraction, Fresh, Gauss, Look, Photons, Pool
+from lima2py_detectors.simulator.photons import (
+    Diffraction,
+    Fresh,
+    Gauss,
+    Look,
+    Photons,
+    Pool,
+    gap_value,
+)
 from lima2py_detectors.simulator.verifiable import (
-    Verifiable,
+    Stacked,
     verifiable_frame,
     verifiable_frames,
 )
@@ -108,7 +116,7 @@ class Simulator(Detector):
     """The frame at which the detector fails."""
 
     _acquisition: Acquisition | None = PrivateAttr(None)
-    _window: Roi | None = PrivateAttr(None)
+    _windows: tuple[Roi, ...] = PrivateAttr(())
     _pattern: Pattern | None = PrivateAttr(None)
     _clock: Clock | None = PrivateAttr(None)
     _codec: Codec | None = PrivateAttr(None)
@@ -150,6 +158,7 @@ class Simulator(Detector):
             bands=self.bands,
             pixel_size=self.pixel_size,
             modules=places if len(places) > 1 else (),
+            gap_value=gap_value(np.dtype(self.dtype)),
         )
 
     def _places(self) -> Iterator[ModulePlace]:
@@ -170,6 +179,7 @@ class Simulator(Detector):
             triggers=frozenset({TriggerMode.INTERNAL, TriggerMode.SOFTWARE, TriggerMode.EXTERNAL}),
             roi=True,
             pauses=True,
+            modules=True,
         )
 
     def describe(self, acquisition: Acquisition) -> FrameSpec:
@@ -185,11 +195,12 @@ class Simulator(Detector):
         self._check_pulses(acquisition)
         self._clock = None
         self._acquisition = acquisition
-        window = acquisition.region or Roi(0, 0, self.shape[1], self.shape[0])
-        if self._pattern is None or window != self._window:
-            self._pattern = self._draw(window)
-            self._window = window
-        self._faults = self._plan_faults()
+        whole = acquisition.region or Roi(0, 0, self.shape[1], self.shape[0])
+        windows = tuple(self.info.boxes(share.modules)) or (whole,)
+        if self._pattern is None or windows != self._windows:
+            self._pattern = self._draw(windows)
+            self._windows = windows
+        self._faults = self._plan_faults(share.modules)
         self._faulty = sorted(self._faults)
         image = self.describe(acquisition).decoded
         if image is not None:
@@ -208,9 +219,9 @@ class Simulator(Detector):
                 f" take {as_time(burst)}; expose for a shorter time or set a longer pulse_period"
             )
 
-    def _draw(self, window: Roi) -> Pattern:
+    def _draw(self, windows: Sequence[Roi]) -> Pattern:
         if self.pattern == "verifiable":
-            return Verifiable(window, self.dtype, self.bands)
+            return Stacked(windows, self.dtype, self.bands)
         gaps = np.ones(self.shape, bool)
         for place in self._places():
             gaps[Roi(*place.at, place.size[1], place.size[0]).slices] = False
@@ -220,12 +231,14 @@ class Simulator(Detector):
         )  # fmt: skip
         photons: Photons = (Diffraction if self.pattern == "diffraction" else Gauss)(look)
         if not self.prefetch:
-            return Fresh(photons, window)
-        picture = window.width * window.height * self.bands * look.dtype.itemsize
+            return Fresh(photons, windows)
+        pixels = sum(window.width * window.height for window in windows)
+        picture = pixels * self.bands * look.dtype.itemsize
         check_available(self.prefetch * picture, "prefetch fewer frames")
-        return Pool(photons, window, self.prefetch)
+        return Pool(photons, windows, self.prefetch)
 
-    def _plan_faults(self) -> dict[int, tuple[Fate, str]]:
+    def _plan_faults(self, ours: Sequence[str]) -> dict[int, tuple[Fate, str]]:
+        """What happens to which frame; of frames that miss a module, if it is one of ours."""
         modules = [place.name for place in self._places()]
         faults = {
             index: (Fate.CORRUPT, f"checksum of frame {index} is wrong (simulated)")
@@ -233,7 +246,8 @@ class Simulator(Detector):
         }
         for index in self.incomplete:
             module = modules[index % len(modules)]
-            faults[index] = (Fate.INCOMPLETE, f"{module} is missing (simulated)")
+            if not ours or module in ours:
+                faults[index] = (Fate.INCOMPLETE, f"{module} is missing (simulated)")
         for index in self.drop:
             faults[index] = (Fate.DETECTOR_GAP, "skipped (simulated)")
         return faults

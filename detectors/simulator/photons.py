@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,11 @@ class Look:
     gaps: NDArray[np.bool_]
 
 
+def gap_value(dtype: np.dtype[Any]) -> int:
+    """What pixels between modules are set to."""
+    return 0 if dtype.kind == "u" else -1
+
+
 class Photons(ABC):
     """Pictures of one look; the higher the band, the fewer photons pass its threshold."""
 
@@ -69,7 +75,7 @@ class Photons(ABC):
         thresholds = np.arange(1, look.bands + 1)[:, None, None]
         counts = self.count(rate / thresholds, np.random.default_rng((look.seed, number)))
         picture = np.minimum(counts, self._most).astype(look.dtype)
-        picture[:, look.gaps] = 0 if look.dtype.kind == "u" else -1
+        picture[:, look.gaps] = gap_value(look.dtype)
         return picture
 
 
@@ -147,12 +153,12 @@ class Gauss(Photons):
 class Pool:
     """Pictures drawn beforehand and shown in turn, as far as they are read out."""
 
-    def __init__(self, photons: Photons, window: Roi, count: int):
+    def __init__(self, photons: Photons, windows: Sequence[Roi], count: int):
         look = photons.look
-        shape = (count, look.bands, window.height, window.width)
+        shape = (count, look.bands, sum(window.height for window in windows), windows[0].width)
         self._pictures = np.empty(shape, look.dtype)
         for number in range(count):
-            self._pictures[number] = photons.draw(number)[:, *window.slices]
+            self._pictures[number] = _seen(photons.draw(number), windows)
 
     def write(self, index: int, out: Array) -> int:
         """Put the frames `index` and following into `out`; return how many: all that fit."""
@@ -168,9 +174,9 @@ class Pool:
 class Fresh:
     """Pictures drawn when they are due, each another one."""
 
-    def __init__(self, photons: Photons, window: Roi):
+    def __init__(self, photons: Photons, windows: Sequence[Roi]):
         self._photons = photons
-        self._window = window
+        self._windows = windows
 
     def write(self, index: int, out: Array) -> int:
         """Put as many of the frames `index` and following into `out` as a short while allows."""
@@ -178,5 +184,10 @@ class Fresh:
         for done in range(len(out)):
             if done and time.monotonic() > until:
                 return done
-            out[done] = self._photons.draw(index + done)[:, *self._window.slices]
+            out[done] = _seen(self._photons.draw(index + done), self._windows)
         return len(out)
+
+
+def _seen(picture: Array, windows: Sequence[Roi]) -> Array:
+    """Parts of a picture `(bands, height, width)`, one under the other."""
+    return np.concatenate([picture[:, *window.slices] for window in windows], axis=1)

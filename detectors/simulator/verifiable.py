@@ -16,6 +16,7 @@ Making a frame is one addition into its place in memory.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -67,6 +68,28 @@ class Verifiable:
             np.add(base, adds[:, None, None, None], out=out[done : done + count])
             done += count
         return done
+
+
+class Stacked:
+    """Several windows of the pattern, one under the other.
+
+    Args:
+        windows: the parts of the detector that are read out, equally wide.
+        dtype: of one pixel.
+        bands: images per frame.
+    """
+
+    def __init__(self, windows: Sequence[Roi], dtype: DTypeLike, bands: int):
+        self._heights = [window.height for window in windows]
+        self._parts = [Verifiable(window, dtype, bands) for window in windows]
+
+    def write(self, index: int, out: Array) -> int:
+        """See `Verifiable.write`."""
+        top = 0
+        for height, part in zip(self._heights, self._parts, strict=True):
+            part.write(index, out[:, :, top : top + height])
+            top += height
+        return len(out)
 
 
 def _base(window: Roi, bits: int, bands: int) -> NDArray[np.uint64]:

@@ -6,9 +6,10 @@
       view: {do: bin, from: detector, by: [2, 2]}
       live: {do: tap, from: view}
 
-Order is free. `from` names another task, or `detector`, the frames as they arrive; `from: [a, b]`
-gives a task that takes two inputs both frames of the same index. Every other key is a parameter, a
-field of the task's class. What is wrong with a graph is told at once, a line for each problem.
+Order is free. `from` names another task, or `detector`, the frames as they arrive, or one of the
+other detectors of the system; `from: [a, b]` gives a task that takes two inputs both frames of the
+same index. Every other key is a parameter, a field of the task's class. What is wrong with a graph
+is told at once, a line for each problem.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from graphlib import CycleError, TopologicalSorter
@@ -76,6 +77,7 @@ class GraphDefinition:
         text: the YAML it was made from, overrides applied.
         where: the file it came from, or what else to call it in complaints.
         base: the folder that relative paths of files to read begin at.
+        detectors: the other detectors that `from` may name.
     """
 
     name: str
@@ -84,6 +86,7 @@ class GraphDefinition:
     text: str
     where: str
     base: Path
+    detectors: tuple[str, ...] = ()
 
     def fresh(self) -> GraphDefinition:
         """The same graph with new tasks: a task works for one run."""
@@ -92,6 +95,12 @@ class GraphDefinition:
             for name, entry in self.tasks.items()
         }
         return replace(self, tasks=MappingProxyType(tasks))
+
+    @property
+    def companions(self) -> tuple[str, ...]:
+        """The other detectors whose frames it takes."""
+        used = {name for entry in self.tasks.values() for name in entry.inputs}
+        return tuple(name for name in self.detectors if name in used)
 
     @property
     def sinks(self) -> tuple[str, ...]:
@@ -105,7 +114,12 @@ class GraphDefinition:
 
     def plain(self) -> dict[str, Any]:
         """What another process needs: `parse_graph(**plain)` is the same graph."""
-        return {"text": self.text, "where": self.where, "base": str(self.base)}
+        return {
+            "text": self.text,
+            "where": self.where,
+            "base": str(self.base),
+            "detectors": self.detectors,
+        }
 
 
 def known_graphs() -> dict[str, str]:
@@ -116,12 +130,17 @@ def known_graphs() -> dict[str, str]:
     }
 
 
-def load_graph(name_or_path: str, overrides: Mapping[str, Any] = _NO_OVERRIDES) -> GraphDefinition:
+def load_graph(
+    name_or_path: str,
+    overrides: Mapping[str, Any] = _NO_OVERRIDES,
+    detectors: Sequence[str] = (),
+) -> GraphDefinition:
     """Read a graph from a YAML file, or one of those that come with lima2py by its name.
 
     Args:
         name_or_path: `first_light`, or the path of a file.
         overrides: see `parse_graph`.
+        detectors: see `parse_graph`.
 
     Raises:
         BadGraph: if there is no such graph, or it cannot work.
@@ -142,7 +161,7 @@ def load_graph(name_or_path: str, overrides: Mapping[str, Any] = _NO_OVERRIDES) 
         text = read_text(path, "graph")
     except BadParameter as error:
         raise BadGraph(str(error)) from None
-    return parse_graph(text, str(path), path.parent, overrides)
+    return parse_graph(text, str(path), path.parent, overrides, detectors)
 
 
 def parse_graph(
@@ -150,6 +169,7 @@ def parse_graph(
     where: str = "graph",
     base: str | Path = ".",
     overrides: Mapping[str, Any] = _NO_OVERRIDES,
+    detectors: Sequence[str] = (),
 ) -> GraphDefinition:
     """Read a graph from YAML text.
 
@@ -159,6 +179,7 @@ def parse_graph(
         base: the folder that relative paths of files to read begin at.
         overrides: parameters to replace or add, by `task.parameter`, or deeper where a parameter
             is a mapping: `beam.rois.direct`. Relative paths begin at the working folder.
+        detectors: the other detectors that the system has.
 
     Raises:
         BadGraph: one line for each problem: file, task, field, what was given, what is allowed.
@@ -168,17 +189,17 @@ def parse_graph(
             text = _overridden(parse_yaml(text, where), overrides, where)
         except BadParameter as error:
             raise BadGraph(str(error)) from None
-    return _parsed(text, where, Path(base).absolute())
+    return _parsed(text, where, Path(base).absolute(), tuple(detectors))
 
 
 @lru_cache(maxsize=16)
-def _parsed(text: str, where: str, base: Path) -> GraphDefinition:
+def _parsed(text: str, where: str, base: Path, detectors: tuple[str, ...]) -> GraphDefinition:
     """The definition in a text; most are prepared again and again."""
     try:
         document = parse_yaml(text, where)
     except BadParameter as error:
         raise BadGraph(str(error)) from None
-    return _Reader(document, where, base).graph(text)
+    return _Reader(document, where, base, detectors).graph(text)
 
 
 class _Overrides(Model):
@@ -224,10 +245,13 @@ def _put(tasks: Any, path: str, value: JsonValue) -> str | None:
 class _Reader:
     """Reads one graph, and collects what is wrong with it."""
 
-    def __init__(self, document: dict[str, Any], where: str, base: Path):
+    def __init__(
+        self, document: dict[str, Any], where: str, base: Path, detectors: tuple[str, ...]
+    ):
         self._document = document
         self._where = where
         self._base = base
+        self._detectors = detectors
         self._problems: list[str] = []
 
     def graph(self, text: str) -> GraphDefinition:
@@ -248,7 +272,7 @@ class _Reader:
         tasks = self._tasks(entries)
         if self._problems:
             raise BadGraph("\n".join(self._problems))
-        return GraphDefinition(name, about, tasks, text, self._where, self._base)
+        return GraphDefinition(name, about, tasks, text, self._where, self._base, self._detectors)
 
     def _refuse(self, at: str, problem: str) -> None:
         self._tell(f"{self._where}, {at}: {problem}")
@@ -267,13 +291,16 @@ class _Reader:
 
     def _tasks(self, entries: Mapping[str, Any]) -> Mapping[str, TaskDefinition]:
         """The tasks that are right, in an order in which each comes after its inputs."""
-        sources = {DETECTOR, *entries}
+        sources = {DETECTOR, *self._detectors, *entries}
         tasks: dict[str, TaskDefinition | None] = {}
         wiring: dict[str, tuple[str, ...]] = {}
         for name, entry in entries.items():
             at = f'task "{name}"'
             if name == DETECTOR:
                 self._refuse(at, "this name means the frames as they arrive; choose another one")
+                continue
+            if name in self._detectors:
+                self._refuse(at, "a detector of the system has this name; choose another one")
                 continue
             if not _NAME.match(name):
                 self._refuse(at, "a name is a letter, then at most 63 letters, digits, _ or -")
@@ -302,10 +329,16 @@ class _Reader:
         elif wrong := [item for item in inputs if item not in sources]:
             for item in wrong:
                 hint = did_you_mean(item, sources)
-                self._refuse(f"{at}, from", f'there is no task "{item}"{hint}')
+                self._refuse(f"{at}, from", f'there is no task "{item}"{hint}{self._others()}')
         else:
             return tuple(inputs)
         return ()
+
+    def _others(self) -> str:
+        """Which other detectors there are, if any."""
+        return f"; the system's other detectors: {', '.join(self._detectors)}" * bool(
+            self._detectors
+        )
 
     def _task(
         self, name: str, entry: dict[str, Any], inputs: tuple[str, ...], at: str

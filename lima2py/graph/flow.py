@@ -11,7 +11,7 @@ gets the group from its beginning.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from time import perf_counter
 from types import MappingProxyType
 
@@ -34,8 +34,10 @@ from lima2py.graph.told import Frames, Told
 from lima2py.graph.unprocessed import Unprocessed
 from lima2py.onepass import RAISED, Made, Member, OnePass, Pixelwise, Stripwise
 from lima2py.task import RunContext, Sink
+from lima2py.tasks.arrival import Arrival
 from lima2py.tasks.tap import Tap
-from lima2py.transport.wire import DoneBlock, pack_absences
+from lima2py.transport.packing import pack_absences
+from lima2py.transport.wire import DoneBlock
 
 FLUSH_EVERY = 0.05
 """Seconds after which frames are flushed even when more are waiting."""
@@ -66,15 +68,16 @@ class Flow:
         plan: Plan,
         run: RunContext,
         credits: int,
-        ends: Mapping[int, int] = MappingProxyType({}),
+        ends: Mapping[int, Collection[int]] = MappingProxyType({}),
     ):
         self.plan = plan
         self.failures = 0
         self.frames = 0
         self.recent = {
-            step.name: Recent(step.spec)
+            step.name: Recent(step.spec, run)
             for step in plan.steps
-            if step.spec.kind not in ("dense", "encoded") and not isinstance(step.task, Sink)
+            if step.spec.kind not in ("dense", "encoded")
+            and not isinstance(step.task, (Arrival, Sink))
         }
         self.latency = {name: Histogram() for name in plan.taps}
         self.spent = [0.0] * len(plan.passes)
@@ -104,6 +107,7 @@ class Flow:
         except BaseException:
             for step in started:
                 step.task.finish()
+            run.shelf.forget(run.run)
             raise
         self._running = True
 
@@ -131,7 +135,10 @@ class Flow:
             else:
                 tap = step.task if isinstance(step.task, Tap) else None
                 before = tap.shown if tap else 0
-                values[shared[0] + 1] = made = self._one(step)
+                made = self._one(step)
+                if isinstance(step.task, Arrival):
+                    made = self._unprocessed.learn(made)
+                values[shared[0] + 1] = made
                 if step.name in self.recent:
                     self.recent[step.name].keep(made)
                 if tap:
@@ -206,6 +213,17 @@ class Flow:
             if step.name == name:
                 return self._values[number]
         raise KeyError(name)
+
+    def products(self, names: Iterable[str]) -> list[Block]:
+        """What tasks made of the last block, and the frames as they came, for another stage."""
+        values = {step.name: value for step, value in
+                  zip(self.plan.steps, self._values[1:], strict=True)}  # fmt: skip
+        found = [values[name] if name in values else self._values[0] for name in names]
+        return [
+            self._unprocessed.noted(block, name)
+            for name, block in zip(names, found, strict=True)
+            if block is not None
+        ]
 
     def _fuse(self, shared: Sequence[int]) -> OnePass | None:
         steps = self.plan.steps

@@ -12,17 +12,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter, process_time
+from types import MappingProxyType
 from typing import cast
 
 import numpy as np
 
 from lima2py.acquisition import Acquisition, Parameters
 from lima2py.codec import Encoding, codec
-from lima2py.frame import SIZES, Array, Block, FrameSpec
+from lima2py.frame import NO_FRAME, SIZES, Array, Block, FrameSpec
 from lima2py.graph.definition import GraphDefinition
 from lima2py.graph.flow import Flow
 from lima2py.graph.plan import Plan
 from lima2py.task import RunContext
+from lima2py.trigger_map import Companion
 
 SECONDS = 0.5
 """How long is measured, about."""
@@ -62,6 +64,7 @@ def measure(
     folder: Path,
     acquisition: Acquisition,
     blocks: Sequence[Block] = (),
+    companions: Mapping[str, Companion] = MappingProxyType({}),
 ) -> Speed:
     """Run frames through a graph, real or made up.
 
@@ -73,13 +76,16 @@ def measure(
         acquisition: what is asked of the detector; some tasks need its exposure time.
         blocks: real ones, each of so many frames, which are taken in turns; without any, frames are
             made up.
+        companions: the frames of other detectors, by name; these are made up.
 
     Raises:
         StorageError: if a file cannot be made.
         LimaError: if a task cannot start.
     """
-    plan = Plan.make(definition, spec)
+    plan = Plan.make(definition, spec, companions)
     blocks = blocks or [_made_up(spec, frames)]
+    beside = {name: _made_up_beside(companion, frames) for name, companion in companions.items()}
+    blocks = [replace(block, companions=beside) for block in blocks]
     there = next(place for place in (folder, *folder.parents) if place.is_dir())
     with tempfile.TemporaryDirectory(prefix=".lima2py-", dir=there) as scratch:
         paths = {name: f"{scratch}/{name}" for name in plan.sinks}
@@ -108,13 +114,26 @@ def _timed(flow: Flow, given: Sequence[Block]) -> tuple[list[float], float, floa
     end, cpu = perf_counter() + SECONDS, process_time()
     while blocks < BLOCKS and perf_counter() < end:
         blocks += 1
-        flow.process(replace(given[blocks % len(given)], index=blocks * frames))
+        flow.process(_moved(given[blocks % len(given)], blocks * frames))
         began = perf_counter()
         flow.collect(idle=True)
         flushed += perf_counter() - began
     cpu = process_time() - cpu
     spent = [now - then for now, then in zip(flow.spent, before, strict=True)]
     return spent, flushed, cpu, blocks * frames
+
+
+def _moved(block: Block, index: int) -> Block:
+    """The block as if it began at another frame."""
+    beside = {name: _moved(other, index) for name, other in block.companions.items()}
+    return replace(block, index=index, companions=beside)
+
+
+def _made_up_beside(companion: Companion, frames: int) -> Block:
+    """What another detector gives for so many events."""
+    spec, events = companion
+    parts = [_made_up(spec, count)] if (count := events.nb_frames(frames)) else []
+    return events.by_event(spec, 0, frames, parts, NO_FRAME)
 
 
 def _made_up(spec: FrameSpec, frames: int) -> Block:

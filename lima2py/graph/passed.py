@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from lima2py.frame import Absence, Block, Fate, FrameSpec
-from lima2py.transport.wire import DoneBlock, pack_absences, unpack_absences
+from lima2py.frame import Absence, Block, FrameSpec
+from lima2py.transport.packing import pack_absences, unpack_absences
+from lima2py.transport.wire import DoneBlock
 
 
 class Passed(NamedTuple):
@@ -34,6 +35,7 @@ class Passed(NamedTuple):
             whole: dict[int, Absence] = {}
             for *_, absences in sorted(self.found, key=lambda item: item[:2]):
                 keep_worst(whole, absences)
+            whole = {offset: said for offset, said in whole.items() if said.cause.harm}
             self.done.absences[:0] = [(0, part) for part in pack_absences(whole)]
         return self.done
 
@@ -50,10 +52,10 @@ def by_frame(found: Mapping[int, Absence], made: Block, done: DoneBlock) -> dict
 
 
 def keep_worst(whole: dict[int, Absence], found: Mapping[int, Absence]) -> None:
-    """Absent beats rejected; what was said first stands."""
+    """What does more harm stands: absent beats rejected; of equals, what was said first."""
     for offset, said in found.items():
         before = whole.get(offset)
-        if before is None or (before.cause is Fate.REJECTED and said.cause.is_absent):
+        if before is None or said.cause.harm > before.cause.harm:
             whole[offset] = said
 
 

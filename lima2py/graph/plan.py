@@ -7,8 +7,9 @@ will come out, so shapes, types and places are settled, or refused, before anyth
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from lima2py.acquisition import Acquisition
@@ -18,10 +19,13 @@ from lima2py.frame import FrameSpec
 from lima2py.geometry import Affine
 from lima2py.graph.definition import DETECTOR, GraphDefinition
 from lima2py.onepass import Pixelwise, Stripwise
-from lima2py.ring import RingShape
+from lima2py.ring import BLOCK_BYTES, RingShape
+from lima2py.tags import in_words
 from lima2py.task import Sink, Task
+from lima2py.tasks.companion import TakeCompanion
 from lima2py.tasks.rois import RoiCounters
 from lima2py.tasks.tap import Tap
+from lima2py.trigger_map import Companion
 from lima2py.units import as_size
 
 
@@ -67,12 +71,20 @@ class Plan:
     group: int
 
     @classmethod
-    def make(cls, definition: GraphDefinition, spec: FrameSpec, *, keep_all: bool = False) -> Plan:
+    def make(
+        cls,
+        definition: GraphDefinition,
+        spec: FrameSpec,
+        companions: Mapping[str, Companion] = MappingProxyType({}),
+        *,
+        keep_all: bool = False,
+    ) -> Plan:
         """Build fresh tasks and hand the description of the frames down.
 
         Args:
             definition: the graph.
             spec: of the frames that will come in.
+            companions: the frames of other detectors, by name.
             keep_all: whether everything that comes out of any task is wanted.
 
         Raises:
@@ -82,6 +94,14 @@ class Plan:
         position = {DETECTOR: 0}
         specs: list[FrameSpec] = [spec]
         problems: list[str] = []
+        for name in definition.companions:
+            if name not in companions:
+                problems.append(f"{definition.where}: there are no frames of detector {name} here")
+                continue
+            task = TakeCompanion.of(name, companions[name])
+            position[name] = len(specs)
+            specs.append(task.prepare(spec))
+            steps.append(Step(name, DETECTOR, task, (0,), (), specs[-1]))
         for name, entry in definition.fresh().tasks.items():
             if not all(source in position for source in entry.inputs):
                 continue  # what it needs has been refused already
@@ -101,10 +121,30 @@ class Plan:
             steps.append(Step(name, entry.do, entry.task, sources, entry.inputs, out))
         if problems:
             raise BadGraph("\n".join(problems))
-        passes = _passes(steps)
-        if not keep_all:
-            steps = _without_unwanted(steps, passes)
         group = math.lcm(1, *(step.task.group for step in steps))
+        everything = [step.name for step in steps]
+        return cls.of_steps(definition, spec, steps, group, everything if keep_all else ())
+
+    @classmethod
+    def of_steps(
+        cls,
+        definition: GraphDefinition,
+        spec: FrameSpec,
+        steps: Sequence[Step],
+        group: int,
+        keep: Collection[str],
+    ) -> Plan:
+        """Put steps together that can share a pass over memory.
+
+        Args:
+            definition: the graph they are of.
+            spec: of the frames that will come in.
+            steps: in an order in which every input is made before it is used.
+            group: consecutive frames that must meet in one node.
+            keep: the steps of which what comes out is wanted, whoever else uses it.
+        """
+        passes = _passes(steps)
+        steps = _without_unwanted(steps, passes, keep)
         return cls(definition, spec, tuple(steps), passes, group)
 
     @property
@@ -126,6 +166,28 @@ class Plan:
     def specs(self) -> dict[str, FrameSpec]:
         """What comes out of every task, by name."""
         return {step.name: step.spec for step in self.steps}
+
+    @property
+    def only_of(self) -> dict[str, str]:
+        """The tasks that see frames of one other detector only, and which that is."""
+        found: dict[str, str] = {}
+        for step in self.steps:
+            seen = {found.get(name, DETECTOR) for name in step.inputs}
+            if isinstance(step.task, TakeCompanion):
+                seen = {step.name}
+            if len(seen) == 1 and seen != {DETECTOR}:
+                found[step.name] = seen.pop()
+        return found
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """For every task the part of all events for which it may give something."""
+        found: dict[str, float] = {}
+        for step in self.steps:
+            found[step.name] = min((found.get(name, 1.0) for name in step.inputs), default=1.0)
+            if isinstance(step.task, TakeCompanion):
+                found[step.name] = step.task.share
+        return found
 
     @property
     def rois(self) -> dict[str, tuple[int, int, int, int]]:
@@ -163,7 +225,7 @@ class Plan:
                 (
                     step.name,
                     step.do,
-                    f"from {', '.join(step.inputs)}",
+                    f"from {', '.join(step.inputs)}" if step.inputs else "",
                     _product(step.spec),
                     "" if step.spec.kind == "sparse" else memory,
                     _place(step.spec),
@@ -180,8 +242,7 @@ class Plan:
             if len(shared) > 1
         ]
         lines += [
-            f"{step.name} needs {', '.join(f'{n:g} {what}' for what, n in step.task.needs.items())}"
-            " on every node"
+            f"{step.name} needs nodes with {in_words(step.task.needs)}"
             for step in self.steps
             if step.task.needs
         ]
@@ -194,6 +255,8 @@ def plan_run(
     graph: GraphDefinition,
     ring_bytes: int,
     shares: int,
+    modules: Sequence[str] = (),
+    companions: Mapping[str, Companion] = MappingProxyType({}),
 ) -> tuple[Plan, RingShape]:
     """The plan and the ring for what is asked of a detector; touches nothing.
 
@@ -203,16 +266,19 @@ def plan_run(
         graph: what is to be done with its frames.
         ring_bytes: the memory to use for the ring.
         shares: in how many parts the frames are shared out among nodes.
+        modules: those of which the frames lie in the ring; without any, whole frames.
+        companions: the frames of other detectors, by name.
 
     Raises:
         BadParameter: what cannot be.
         LimaError: if the ring is too small.
     """
     detector.capabilities.check(asked, detector.info)
-    plan = Plan.make(graph, detector.describe(asked))
+    plan = Plan.make(graph, detector.describe(asked), companions)
     shape = RingShape.plan(
-        plan.spec,
+        detector.describe_modules(asked, modules) if modules else plan.spec,
         ring_bytes,
+        most=BLOCK_BYTES // plan.spec.nbytes,
         group=plan.group,
         nb_frames=asked.nb_frames,
         period=detector.shortest_period(asked),
@@ -281,7 +347,9 @@ def _passes(steps: Sequence[Step]) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(shared) for shared in passes)
 
 
-def _without_unwanted(steps: Sequence[Step], passes: Sequence[Sequence[int]]) -> list[Step]:
+def _without_unwanted(
+    steps: Sequence[Step], passes: Sequence[Sequence[int]], keep: Collection[str]
+) -> list[Step]:
     """Say of which pixels only other tasks of the same pass make use."""
     pass_of = {number: place for place, shared in enumerate(passes) for number in shared}
     wanted = {
@@ -290,6 +358,7 @@ def _without_unwanted(steps: Sequence[Step], passes: Sequence[Sequence[int]]) ->
         for source in step.sources
         if source and pass_of[source - 1] != pass_of[number]
     }
+    wanted |= {number for number, step in enumerate(steps) if step.name in keep}
     return [
         replace(step, wanted=number in wanted or not isinstance(step.task, Pixelwise))
         for number, step in enumerate(steps)

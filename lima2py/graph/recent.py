@@ -5,14 +5,14 @@ Blocks are kept as they are, not copied, up to a number of bytes; then the oldes
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
-from threading import Lock
 
 from lima2py.frame import Array, Block, FrameSpec, Ragged
+from lima2py.shelf import Row, usual_bytes
+from lima2py.task import RunContext
 
 BUDGET = 64 * 2**20
-"""Bytes that are kept of one product."""
+"""Bytes that are kept of one product, if the memory budget has room."""
 _BESIDES = 1000
 """About what a block takes besides its data, in bytes."""
 _PER_ABSENCE = 100
@@ -24,30 +24,33 @@ class Recent:
 
     Args:
         spec: of the products.
+        run: which they are made in.
     """
 
-    def __init__(self, spec: FrameSpec):
+    def __init__(self, spec: FrameSpec, run: RunContext):
         self.spec = spec
-        self._kept: deque[tuple[int, Block]] = deque()
-        self._bytes = 0
+        self._lock = run.shelf.lock
+        self._row: Row[tuple[int, Block]] = run.shelf.row(run.run)
         self._serial = 0
         self._ended = False
-        self._lock = Lock()
+        together = max(1, run.frames_per_block // spec.span)
+        block = _BESIDES + together * usual_bytes(spec)
+        blocks = run.nb_frames // (spec.span * together * run.nodes) + 1
+        self._row.expect(
+            min(BUDGET, blocks * block) if run.nb_frames else BUDGET, block, most_bytes=BUDGET
+        )
 
     def keep(self, block: Block) -> None:
         """Keep one more."""
         if not block.count:
             return
-        with self._lock:
-            self._kept.append((self._serial, block))
-            self._serial += 1
-            self._bytes += _size(block)
-            while self._bytes > BUDGET and len(self._kept) > 1:
-                self._bytes -= _size(self._kept.popleft()[1])
+        self._row.add((self._serial, block), _size(block))
+        self._serial += 1
 
     def end(self) -> None:
         """No more will come."""
         self._ended = True
+        self._row.end()
 
     def after(
         self, serial: int, most: int, nbytes: int = BUDGET
@@ -66,10 +69,11 @@ class Recent:
         with self._lock:
             ended, newest = self._ended, self._serial - 1
             found: list[tuple[int, Block]] = []
-            first = serial + 1 - self._kept[0][0] if self._kept else 0
-            for place in range(max(0, first), len(self._kept)):
-                kept = self._kept[place]
-                nbytes -= _size(kept[1])
+            there = self._row.kept
+            first = serial + 1 - there[0].value[0] if there else 0
+            for place in range(max(0, first), len(there)):
+                kept = there[place].value
+                nbytes -= there[place].nbytes
                 if len(found) == most or (found and nbytes < 0):
                     break
                 found.append(kept)

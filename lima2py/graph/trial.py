@@ -31,6 +31,7 @@ from lima2py.graph.promise import check_promise
 from lima2py.onepass import RAISED
 from lima2py.storage.reading.run_file import RunFile
 from lima2py.task import RunContext, Sink
+from lima2py.trigger_map import Companion, TriggerMap
 
 T = TypeVar("T")
 GRAPH = "the whole graph"
@@ -110,15 +111,22 @@ class _Tried:
         self._say(Begins(GRAPH, "is prepared"))
         try:
             with RunFile(trial.path, trial.sink) as file:
-                block, run = file.block(trial.first, trial.end), file.facts
+                block, run, kept = file.block(trial.first, trial.end), file.facts, file.sinks
             definition = _graph_of(run, trial.task)
+            others: dict[str, Block] = {}
+            for name in definition.companions:
+                if name in kept:  # if not, the plan says so
+                    with RunFile(trial.path, name) as file:
+                        others[name] = file.block(trial.first, trial.end)
+            block = replace(block, companions=others)
+            beside = {name: Companion(one.spec, TriggerMap([0])) for name, one in others.items()}
             run = replace(
                 run,
                 node="isolate",
                 frames_per_block=block.count,
                 paths={name: str(Path(trial.folder) / name) for name in definition.sinks},
             )
-            plan = Plan.make(definition, block.spec, keep_all=trial.alone)
+            plan = Plan.make(definition, block.spec, beside, keep_all=trial.alone)
         except LimaError as error:
             self._say(Refused(str(error)))
             return
@@ -201,7 +209,9 @@ def _graph_of(run: RunContext, task: str) -> GraphDefinition:
         BadParameter: if it cannot be, or has no such task.
     """
     graph = run.parameters.requested["graph"]
-    definition = parse_graph(graph["text"], graph["file"], graph["folder"])
+    definition = parse_graph(
+        graph["text"], graph["file"], graph["folder"], detectors=graph["detectors"]
+    )
     if task and task not in definition.tasks:
         raise BadParameter(
             f'the graph of this run has no task "{task}"{did_you_mean(task, definition.tasks)}'

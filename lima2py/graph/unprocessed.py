@@ -13,8 +13,10 @@ import numpy as np
 
 from lima2py.frame import Block
 from lima2py.graph.plan import Plan, Step
+from lima2py.tasks.arrival import Arrival
 
-COLUMN = "unprocessed_{}"
+_BEGINNING = "unprocessed_"
+COLUMN = _BEGINNING + "{}"
 _KEPT = 100_000
 """Frames noted for a task: many more than any product stands for."""
 
@@ -49,11 +51,20 @@ class Unprocessed:
         while len(noted) > _KEPT:
             del noted[next(iter(noted))]
 
-    def noted(self, block: Block, sink: str) -> Block:
-        """The block that a sink is given, with the notes on its frames."""
+    def learn(self, block: Block) -> Block:
+        """Take over the notes that came with a product from the stage before."""
+        columns = dict(block.columns)
+        for name in [name for name in columns if name.startswith(_BEGINNING)]:
+            places = np.flatnonzero(columns.pop(name)) + block.index
+            self.add(name.removeprefix(_BEGINNING), places.tolist())
+        return replace(block, columns=columns) if len(columns) < len(block.columns) else block
+
+    def noted(self, block: Block, name: str) -> Block:
+        """What a task makes, or a sink is given, with the notes on its frames."""
         columns = {}
         span = block.spec.span
-        for task in self._frames.keys() & self._before[sink] if self._frames else ():
+        before = self._before.get(name, {name})
+        for task in self._frames.keys() & before if self._frames else ():
             places = np.array([*self._frames[task]]) // span - block.index
             places = places[(places >= 0) & (places < block.count)]
             if len(places):
@@ -73,9 +84,10 @@ def _can_pass(plan: Plan, step: Step, first: Step) -> bool:
 
 
 def _before(plan: Plan) -> dict[str, set[str]]:
-    """For every task, all those that its input comes from."""
+    """For every task, itself and all those that its input comes from, in earlier stages too."""
     before: dict[str, set[str]] = {}
     for step in plan.steps:
         names = [plan.steps[source - 1].name for source in step.sources if source]
-        before[step.name] = set(names).union(*(before[name] for name in names))
+        earlier = step.task.before if isinstance(step.task, Arrival) else ()
+        before[step.name] = {step.name, *earlier}.union(*(before[name] for name in names))
     return before

@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from lima2py.acquisition import Acquisition, Parameters
-from lima2py.detector import Detector, Share
+from lima2py.detector import Detector
 from lima2py.errors import BadCommand, LimaError, in_words
 from lima2py.frame import Absence, Block, Fate
 from lima2py.graph.flow import Flow
+from lima2py.graph.footprint import footprint
 from lima2py.graph.latency import plain_latencies
 from lima2py.graph.plan import plan_run
 from lima2py.graph.recent import Recent
 from lima2py.metadata import Metadata
 from lima2py.node.books import Books
+from lima2py.node.inline import Inline
 from lima2py.node.life import ACTIVE, Outcome, State
 from lima2py.node.node import Node
 from lima2py.node.observe import Observer
@@ -32,24 +34,33 @@ from lima2py.node.orders import (
     ConnectOrder,
     ProcessingReady,
     context_of,
-    pick_address,
     read_graph,
+    seen_from_others,
 )
-from lima2py.node.outlet import Inline, Outlet
 from lima2py.node.readout import START_PATIENCE, Readout
 from lima2py.node.run import Run
-from lima2py.node.sharing import check_room, frames_in_turn
+from lima2py.node.sharing import check_modules, check_room, frames_in_turn
 from lima2py.policies import Policies
 from lima2py.ring import Arena, Ring
-from lima2py.storage.saving.quarantine import put_aside
-from lima2py.storage.saving.reserve import reserve
+from lima2py.storage.saving.quarantine import beside, put_aside
+from lima2py.storage.saving.reserve import Reservation, reserve
 from lima2py.storage.saving.space import needs, shortages
 from lima2py.task import RunContext
+from lima2py.transport.answers import Answers
+from lima2py.transport.follow import Follow
 from lima2py.transport.in_flight import Settled
 from lima2py.transport.line import Receiver
-from lima2py.transport.push import Answers, Push
+from lima2py.transport.outlet import NO_NODES, Outlet
+from lima2py.transport.push import Push
 from lima2py.transport.sockets import MAX_HEADER
+from lima2py.trigger_map import TriggerMap
 
+FOLLOW_PATIENCE = 1.0
+"""Seconds, beyond two periods, for frames of modules that the lead has, after it has stopped."""
+BOOKS = 16 * 2**20
+"""Bytes that the books take: the journal, the logbook, the masters in the end."""
+LEDGER_ENTRY = 64
+"""And for each frame."""
 LARGEST_ACCOUNT = 2**31
 """Bytes of the ledger of another acquisition node, after a very long run."""
 
@@ -59,8 +70,15 @@ class AcquisitionRun(Run):
 
     def __init__(self, order: AcquisitionOrder, node: Node, detector: Detector, arena: Arena):
         asked = Acquisition.load(order.requested, "acquisition")
-        shares = max(1, order.nodes) * order.size
-        plan, shape = plan_run(detector, asked, read_graph(order.graph), arena.nbytes, shares)
+        share = order.share
+        shares = max(1, order.nodes) * share.size
+        graph = read_graph(order.graph)
+        if order.other:  # what is done with its frames is planned with those of the main detector
+            graph = replace(graph, tasks={})
+        companions = {ready.other: ready.companion for ready in order.companions}
+        plan, shape = plan_run(
+            detector, asked, graph, arena.limit, shares, share.modules, companions
+        )
         super().__init__(order.run, node.who, plan)
         group = order.group or frames_in_turn(plan, shape, asked.nb_frames, shares)
         self.order = order
@@ -68,21 +86,29 @@ class AcquisitionRun(Run):
         self.detector = detector
         self.remarks: list[str] = []
         self._node = node
-        self._share = Share(order.rank, order.size, group)
+        self._share = share = share._replace(group=group)
+        self._events = TriggerMap(order.events)
         self._aborted = False
         self._closing = contextlib.ExitStack()
         self._outlet: Outlet | None = None
+        self._flow: Flow | None = None  # if the graph runs here
         self._answers: Answers | None = None
         self._warnings: list[str] = []
         self.observer = Observer(node, detector, self.status, self.errors.append, order.size == 1)
         Metadata.load(order.metadata, "metadata").geometry.check(detector.info.pixel_size)
         try:
-            hardware = detector.prepare(asked, self._share)
-            self._ring = Ring(plan.spec, shape, arena)
+            if order.modules:
+                check_modules(order, detector.info, self.policies)
+                spec = detector.describe_modules(asked, share.modules)
+            else:
+                spec = plan.spec
+            hardware = detector.prepare(asked, share)
+            self.footprint = BOOKS + LEDGER_ENTRY * hardware.nb_frames
+            self._ring = Ring(spec, shape, arena)
             self._closing.callback(self._ring.close)
             check_room(order, asked, self._ring)
             self._books = books = Books(
-                order, plan, self._share, hardware.nb_frames, node, self.observer, self.errors
+                order, plan, share, hardware.nb_frames, node, self.observer, self.errors
             )
             self._closing.callback(books.close)
             if order.nodes:
@@ -91,38 +117,52 @@ class AcquisitionRun(Run):
                 self._closing.callback(self._answers.close)
             if order.rank == 0:  # last, since it may clear away the files of an older run
                 reserved = reserve(plan.sinks, Path(order.output), order.name, order.run)
-                self._closing.callback(reserved.release)
+                self._closing.callback(self._give_back, reserved)
                 books.paths = dict(reserved.paths)
                 self._warnings = self._look_for_room(hardware)
             self.ready = self._answer(hardware)
             self.readout = Readout(
-                detector, hardware, plan.spec, self._ring, self._share, plan.group, self.policies,
+                detector, hardware, spec, self._ring, share, plan.group, self.policies,
                 self._make_room,
             )  # fmt: skip
             if not order.nodes:
-                context = replace(self._context, stop=self.ask_stop, stopping=lambda: self._aborted)
-                flow = Flow(plan, context, max(1, shape.slots // 4))
-                self._outlet = Inline(flow)
+                context = replace(
+                    self._context,
+                    stop=self.ask_stop,
+                    stopping=lambda: self._aborted,
+                    shelf=node.holdings.shelf,
+                )
+                self._flow = Flow(plan, context, max(1, shape.slots // 4))
+                self.footprint += footprint(plan, shape.frames)
+                self._outlet = Inline(self._flow)
                 self._closing.callback(self._outlet.close)
-                books.files[0] = flow.files
+                books.files[0] = self._flow.files
             self.life.do("prepare")
         except BaseException:
             self.close()
             raise
 
     @property
+    def ring(self) -> Ring:
+        """Where its frames lie."""
+        return self._ring
+
+    @property
     def _context(self) -> RunContext:
-        return context_of(self.ready, self.order, self._node.name)
+        of_other = seen_from_others(self.plan, self.order.companions)
+        return replace(context_of(self.ready, self.order, self._node.name), of_other=of_other)
 
     def _answer(self, hardware: Acquisition) -> AcquisitionReady:
         detector, order = self.detector, self.order
         described = detector.describe_all()
         return AcquisitionReady(
             rank=order.rank,
+            name=self._node.name,
             host=self._node.identity,
             hostname=platform.node(),
             addresses=self._answers.addresses if self._answers else [],
             spec=self.plan.spec.plain(),
+            modules=list(self._share.modules),
             group=self._share.group,
             ring=self._ring.shape,
             handle=self._ring.arena.buffer.handle,
@@ -139,67 +179,101 @@ class AcquisitionRun(Run):
             plan=self.plan.table(),
             taps=list(self.plan.taps),
             started=time.time(),
+            output=order.output,
             warnings=self._warnings,
+            other=order.other,
+            events=order.events,
         )
 
     def _look_for_room(self, hardware: Acquisition) -> list[str]:
         paths = {sink: Path(path) for sink, path in self._books.paths.items()}
-        return shortages(needs(self.plan.sinks, self.plan.specs, paths, hardware.nb_frames))
+        plan = self.plan
+        return shortages(needs(plan.sinks, plan.specs, paths, hardware.nb_frames, plan.shares))
 
     def connect(self, order: ConnectOrder) -> None:
         """Meet the processing nodes."""
         assert self._answers is not None  # noqa: S101 - only nodes that push are connected
+        receivers = [self._receiver(ready) for ready in order.receivers]
+        lead, *others = [source.receiver(self._node.identity) for source in order.sources]
+        if self.order.rank:
+            self._books.paths = order.paths
+            self._books.lead = lead.address
+        if self.order.follows:
+            self._outlet = self._follow(receivers, lead)
+            self._closing.callback(self._outlet.close)
+            return
         self._outlet = Push(
             self._node.context,
             self._answers,
             self.run,
             self.order.rank,
-            [self._receiver(ready) for ready in order.receivers],
+            receivers,
             self.plan.group,
             self._share.group,
             list(self.plan.sink_spans.values()),
             self.policies,
             self.ask_stop,
             hold=self.order.processing != "at_once",
+            followers=others if self.order.leads else (),
         )
         self._closing.callback(self._outlet.close)
         self._outlet.on_statistics = self.observer.take
-        self._outlet.on_given_up = self._put_aside
-        if self.order.rank:
-            self._books.paths = order.paths
-            same_host = order.books_host == self._node.identity
-            self._books.lead = pick_address(order.books, same_host)
+        if not self.order.leads:
+            self._outlet.on_given_up = self._put_aside
+        for ready in order.others:
+            self.know(ready)
+
+    def _follow(self, receivers: list[Receiver], lead: Receiver) -> Follow:
+        assert self._answers is not None  # noqa: S101 - for the type checker
+        return Follow(
+            self._node.context,
+            self._answers,
+            self.run,
+            self.order.rank,
+            receivers,
+            lead,
+            FOLLOW_PATIENCE + 2 * self.readout.period,
+            self._end_readout,
+            self._events,
+        )
+
+    def _end_readout(self, reason: str) -> None:
+        """The acquisition is over for a node that follows: the lead has ended, or is lost."""
+        if reason:
+            self.errors.append(reason)
+        with contextlib.suppress(BadCommand):  # it is stopping, or has ended, already
+            self.life.do("stop")
+        self.readout.stop(0)
 
     def _put_aside(self, block: Block, why: Absence) -> None:
         """Keep what brought down nodes, for `lima2py isolate`."""
-        first = next(iter(self._books.paths.values()), None)
-        folder = Path(self.order.output) if first is None else Path(first).parent
+        folder = beside(self._books.paths, self.order.output)
         self.remarks.append(put_aside(folder, block, self._context, why.detail))
 
     def join(self, ready: ProcessingReady) -> bool:
         """Take one more processing node; whether it can still be of use. From any thread."""
-        if not self.living or not isinstance(self._outlet, Push):
+        if not self.living or self._outlet is None:
             return False
         self._outlet.join(self._receiver(ready))
         return True
 
     def leave(self, rank: int) -> None:
         """A processing node shall leave when it has done what it has. From any thread."""
-        if isinstance(self._outlet, Push):
+        if self._outlet is not None:
             self._outlet.leave(rank)
 
     def _receiver(self, ready: ProcessingReady) -> Receiver:
         self._books.files[ready.rank] = ready.files
         self.observer.names[ready.rank] = ready.name
-        return Receiver(
-            ready.rank,
-            ready.name,
-            ready.incarnation,
-            pick_address(ready.addresses, ready.host == self._node.identity),
-            ready.credits,
-            self.order.rank in ready.shared,
-            ready.board,
-        )
+        return ready.receiver(self.order.rank, self._node.identity)
+
+    def know(self, ready: ProcessingReady) -> bool:
+        """A processing node of a later stage takes part; whether the run goes on. Any thread."""
+        self._books.files[ready.rank] = ready.files
+        self.observer.names[ready.rank] = ready.name
+        if self._outlet is not None:
+            self._outlet.know(ready.rank)
+        return self.living
 
     def start(self) -> None:
         """See `Run.start`. Returns when the detector has been started: it takes triggers now.
@@ -209,7 +283,7 @@ class AcquisitionRun(Run):
         """
         if self._outlet is None:
             raise BadCommand(f"{self.who} was prepared but is not connected to processing nodes")
-        self.observer.start(self._outlet)
+        self.observer.start(self._flow)
         super().start()
         self.readout.started.wait(START_PATIENCE)
 
@@ -218,7 +292,8 @@ class AcquisitionRun(Run):
         self.life.do("stop")
         if self._outlet is not None:
             self._outlet.hurry(self.policies.drain_deadline)
-        self.readout.stop(self.policies.drain_deadline)
+        if not self.order.follows:  # the lead says where the run ends
+            self.readout.stop(self.policies.drain_deadline)
 
     def process(self) -> None:
         """Process what waits in the ring, of a run whose processing was put off. From any thread.
@@ -290,25 +365,30 @@ class AcquisitionRun(Run):
     @property
     def recent(self) -> Mapping[str, Recent]:
         """See `Run.recent`."""
-        return self._outlet.flow.recent if isinstance(self._outlet, Inline) else {}
+        return self._flow.recent if self._flow is not None else {}
 
     def discard(self) -> None:
         """See `Run.discard`."""
         with contextlib.suppress(BadCommand):  # it has ended already
             self.abort()
 
+    def _give_back(self, reserved: Reservation) -> None:
+        if self._thread.ident is None:
+            reserved.clear()
+        reserved.release()
+
     def lose_nodes(self, reasons: Mapping[int, str]) -> None:
         """Processing nodes are dead, by rank and why. From any thread."""
-        if isinstance(self._outlet, Push):
+        if self._outlet is not None:
             self._outlet.lose(reasons)
 
     def lose_source(self, rank: int) -> None:
         """Another acquisition node is dead: do not wait for its account. From any thread."""
         self._books.lost_sources.add(rank)
 
-    def wait_for_nobody(self) -> None:
-        """Its node ends: the others have journals, if no account of theirs is there. Any thread."""
-        self._books.lost_sources.update(range(self.order.size))
+    def hurry(self) -> None:
+        """Its node is about to end: others who go on have journals. From any thread."""
+        self._books.leaving = True
 
     def loop(self) -> Outcome:
         """Frames from the detector to the outlet, until all are settled; then the books."""
@@ -331,6 +411,7 @@ class AcquisitionRun(Run):
                 said = f"detector {self.detector.info.name}: {said}"
             ended = (Fate.NOT_ACQUIRED, said)
             self.errors.append(f"{self.who}: {said}")
+            outlet.fail(said)
         self.errors += self.readout.finish()
         self.remarks += self.readout.remarks
         self._ring.leave()
@@ -345,8 +426,11 @@ class AcquisitionRun(Run):
             fate, why = Fate.ABORTED, "aborted"
         rest = Absence(fate, "run", why)
         self._books.settle_rest(rest)
+        broken |= outlet.broken and self.policies.detector_loss == "stop"
         outcome = self._outcome(ended, broken)
-        return self._books.finish(outcome, rest, outlet, self._context)
+        outcome = self._books.finish(outcome, rest, outlet, self._context)
+        self.remarks += self._books.remarks
+        return outcome
 
     def _outcome(self, ended: tuple[Fate, str] | None, broken: bool) -> Outcome:
         """How our part of the run ended."""
@@ -379,13 +463,14 @@ class AcquisitionRun(Run):
     def status(self) -> dict[str, Any]:
         """See `Run.status`."""
         ring, ledger = self._ring, self._books.ledger
-        push = self._outlet if isinstance(self._outlet, Push) else None
-        inline = self._outlet if isinstance(self._outlet, Inline) else None
+        outlet, flow = self._outlet, self._flow
         self.end_was_seen |= not self.living and self._books.lead is not None  # it has no report
-        following = self.readout.index  # before what is open, so that nothing is left out
-        still_open = self._outlet.still_open if self._outlet is not None else []
+        # before what is open, so that nothing is left out
+        following = self._events.event(self.readout.index)
+        still_open = outlet.still_open if outlet is not None else []
         return {
             **self._common_status(),
+            **(outlet.status() if outlet is not None else NO_NODES),
             "asked": ledger.nb_frames,
             "acquired": ledger.end,
             "settled": ledger.settled,
@@ -395,19 +480,15 @@ class AcquisitionRun(Run):
             "slots": ring.slots,
             "slots_used": ring.used,
             "slots_peak": ring.peak,
-            "in_flight": push.in_flight if push else {},
-            "refused": push.refused if push else {},
-            "waiting": push.waiting if push else 0,
             "silent_for": self.readout.silent_for,
             "lag_seconds": self._books.latency.age,
             "latency": {
                 "sink": plain_latencies(self._books.latency.by_sink),
-                "tap": plain_latencies(inline.flow.latency) if inline else {},
+                "tap": plain_latencies(flow.latency) if flow is not None else {},
             },
-            "disk": inline.flow.waiting if inline else [],
+            "disk": flow.waiting if flow is not None else [],
             "rank": self.order.rank,
             "whole": self._books.whole,
-            "lost": push.lost.copy() if push else {},
         }
 
     def report(self) -> dict[str, Any]:

@@ -24,16 +24,15 @@ from lima2py.node.life import Outcome, worst
 from lima2py.node.node import Node
 from lima2py.node.observe import Observer
 from lima2py.node.orders import AcquisitionOrder
-from lima2py.node.outlet import Outlet
-from lima2py.storage.care.told import read_journal, tracks_of
+from lima2py.storage.care.journal_content import read_journal, tracks_of
 from lima2py.storage.masters.master import Ending
-from lima2py.storage.masters.of_run import Previews, write_masters
+from lima2py.storage.masters.of_run import Previews, left_behind, write_masters
 from lima2py.storage.names import journal_path
-from lima2py.storage.saving.journal import Journal, Line, begin_journal
+from lima2py.storage.saving.journal import Journal, JournalLine, begin_journal
 from lima2py.task import RunContext
 from lima2py.transport import wire
 from lima2py.transport.in_flight import Settled
-from lima2py.transport.push import Push
+from lima2py.transport.outlet import Outlet
 from lima2py.transport.sockets import connect, new_socket
 
 OUR_FAULT = (
@@ -47,6 +46,8 @@ OUR_FAULT = (
 """Fates that make a run `failed`: the detector delivered the frame, and we lost it."""
 ACCOUNT_PATIENCE = 60.0
 """Seconds in which the other acquisition nodes must have given their accounts."""
+LEAVE_PATIENCE = 1.0
+"""The same when this node is told to end: they may have been told, too, or go on."""
 
 
 class Books:
@@ -70,6 +71,8 @@ class Books:
         files: the files of every processing node, by rank and sink.
         lead: where the node of rank 0 takes accounts; None if this is that.
         lost_sources: ranks of other acquisition nodes that are dead. From any thread.
+        leaving: whether this node is about to end. From any thread.
+        remarks: what the user should know, though nothing went wrong.
     """
 
     def __init__(
@@ -82,14 +85,17 @@ class Books:
         observer: Observer,
         errors: list[str],
     ):
-        self.ledger = Ledger(plan.sink_spans, nb_frames)
+        # The lead keeps the books of those who follow.
+        self.ledger = Ledger({}, 0) if order.follows else Ledger(plan.sink_spans, nb_frames)
         self.latency = SinkLatency(plan.sink_spans)
-        self.whole = order.size == 1
+        self.whole = share.size == 1 and not order.follows
         self.masters: dict[str, str] = {}
         self.paths: dict[str, str] = {}
         self.files: dict[int, dict[str, list[str]]] = {}
         self.lead: str | None = None
+        self.remarks: list[str] = []
         self.lost_sources: set[int] = set()
+        self.leaving = False
         self._order = order
         self._plan = plan
         self._share = share
@@ -105,6 +111,8 @@ class Books:
         order = self._order
         if order.rank == 0:
             self._previews = Previews(self._plan.sinks, self.paths, self._observer.logbook.series)
+        if order.follows:
+            return
         self._journal = begin_journal(
             order.run, order.name, self.ledger.nb_frames, self._share, self._plan.sinks,
             self.paths, self._plan.sink_spans, self._errors.append,
@@ -114,14 +122,19 @@ class Books:
     def acquired(self, block: Block) -> None:
         """A block is in the ring."""
         self.ledger.acquired(block.end)
-        self.latency.begin(block)
+        if not self._order.follows:
+            self.latency.begin(block)
 
     def settle(self, settled: Iterable[Settled]) -> None:
         """Write down what became of blocks; and look after the previews now and then."""
+        if self._order.follows:
+            return
         for _, node, sent, done in settled:
             self.ledger.settle(done, node, sent)
             if self._journal is not None:
-                line = Line(done.index, done.count, node, sent, done.rows, done.absences)
+                line = JournalLine(
+                    done.index, done.count, node, sent, done.rows, done.absences, done.nodes
+                )
                 self._journal.note(line)
             self.latency.end(done)
         if self._previews is not None:
@@ -135,6 +148,8 @@ class Books:
 
     def settle_rest(self, said: Absence) -> None:
         """No more will be settled: what has no fate yet has this one."""
+        if self._order.follows:
+            return
         if self._previews is not None:
             self._previews.finish()
         self.ledger.close(said, self._share)
@@ -159,23 +174,35 @@ class Books:
             self._send_account(outcome)
             return outcome
         accounts = self._gather_accounts(outlet)
-        self._read_journals({0, *(account.source for account in accounts)})
+        known = self.lost_sources.union(account.source for account in accounts)
+        if self.leaving and self._share.size > 1 and not known >= self._others:
+            return outcome  # the others go on: from the journals somebody makes the masters then
+        if self._share.size > 1:
+            self._read_journals({0, *(account.source for account in accounts)})
         self.whole = True
         for account in accounts:
-            self.ledger.merge(account.ledger)
+            if account.ledger:
+                self.ledger.merge(account.ledger)
             self._observer.logbook.merge(account.logs)
             self._errors += [text for text in account.errors if text not in self._errors]
             outcome = worst([outcome, Outcome(account.outcome)])
         for rank in (0, *(account.source for account in accounts)):
             # Endless runs end at another frame on each node.
             self.ledger.close(said, self._share._replace(rank=rank))
-        if self._order.size > 1:
+        if self._share.size > 1:
             self.ledger.close(Absence(Fate.NODE_LOST, "ledger", "its acquisition node was lost"))
-            if self.we_lost_frames and outcome is not Outcome.ABORTED:
-                outcome = Outcome.FAILED
-        if isinstance(outlet, Push):
-            self.files.update({rank: closed.files for rank, closed in outlet.closed.items()})
-        return self._write_masters(outcome, context)
+            failed = self.we_lost_frames
+        else:  # a frame may be incomplete by fault of the detector, too
+            missing = outlet.broken or len(accounts) < len(self._others)
+            failed = missing and self.ledger.counts().get(Fate.INCOMPLETE.word, 0) > 0
+        if failed and outcome is not Outcome.ABORTED:
+            outcome = Outcome.FAILED
+        for rank, closed in outlet.closed.items():
+            self.files.update({**closed.behind, rank: closed.files})
+        outcome = self._write_masters(outcome, context)
+        if outlet.lost:
+            self.remarks += filter(None, [left_behind(self._plan.sinks, self.paths)])
+        return outcome
 
     def close(self) -> None:
         """Let go of the journal; may be called twice."""
@@ -191,26 +218,29 @@ class Books:
         socket = new_socket(self._node.context, zmq.PUSH, hwm=0)
         try:
             connect(socket, self.lead)
-            logs, ledger = self._observer.close(), self.ledger.pack()
-            order = self._order
+            order, logs = self._order, self._observer.close()
+            ledger = b"" if order.follows else self.ledger.pack()
             account = wire.Account(order.run, order.rank, ledger, outcome.value, self._errors, logs)
             socket.send(wire.encode(account))
         finally:
             socket.close(linger=10_000)
 
     def _gather_accounts(self, outlet: Outlet) -> list[wire.Account]:
-        if self._order.size == 1 or not isinstance(outlet, Push):
+        if self._order.size == 1:
             return []
-        others = set(range(1, self._order.size))
-        deadline = time.monotonic() + ACCOUNT_PATIENCE
-        while missing := others - set(outlet.accounts) - self.lost_sources:
-            if time.monotonic() > deadline:
+        began = time.monotonic()
+        while missing := self._others - set(outlet.accounts) - self.lost_sources:
+            if time.monotonic() > began + (LEAVE_PATIENCE if self.leaving else ACCOUNT_PATIENCE):
                 self._errors.append(
                     f"{self._node.who}: no account from acquisition nodes {sorted(missing)}"
                 )
                 break
             outlet.listen()
-        return [outlet.accounts[rank] for rank in sorted(others & set(outlet.accounts))]
+        return [outlet.accounts[rank] for rank in sorted(self._others & set(outlet.accounts))]
+
+    @property
+    def _others(self) -> set[int]:
+        return set(range(1, self._order.size))
 
     def _read_journals(self, accounted: Collection[int]) -> None:
         """What became of the frames of acquisition nodes that are lost, as far as they noted it."""

@@ -192,6 +192,11 @@ class Readout(Source):
         return problems
 
     @property
+    def period(self) -> float:
+        """Seconds from frame to frame, at the least."""
+        return self._acquisition.period
+
+    @property
     def silent_for(self) -> float:
         """Seconds since a frame came that should have come by now; 0 if it is not due."""
         silent = time.monotonic() - self._heard

@@ -13,62 +13,52 @@
     policies: {overload: drop}               # what to do when something goes wrong
     metadata: {instrument: {name: ID10}}     # what is always so; a run adds its own
 
+Other detectors may take frames of the same events:
+
+    detectors:
+      basler: {detector: simulator, every: 4}
+    acquisition:
+      - {node: acq0}
+      - {node: acq1, detector: basler}
+
 Without any nodes everything runs in the process that opens the session. The first acquisition node
 keeps the books. Relative paths begin at the folder of the system file.
 """
 
 from __future__ import annotations
 
-import re
 import socket
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field, JsonValue, ValidationInfo, field_validator
+from pydantic import Field, JsonValue, PrivateAttr, ValidationInfo, field_validator
 
 from lima2py.documents import read_yaml
-from lima2py.errors import BadParameter
-from lima2py.memory import MemorySettings
+from lima2py.errors import BadParameter, did_you_mean
+from lima2py.graph.definition import DETECTOR
+from lima2py.graph.stages import Stage
+from lima2py.memory_settings import MemorySettings
 from lima2py.metadata import Metadata, anchored
 from lima2py.policies import Policies
+from lima2py.session.other_detectors import OtherDetector
+from lima2py.session.place import STAGE, NodeName, NodePlace
+from lima2py.tags import Tag, Tags
 from lima2py.transport.keys import Keys, read_keys
 from lima2py.transport.sockets import is_loopback
 from lima2py.units import Model
 
-_ADDRESS = re.compile(r"tcp://(?:\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):([1-9][0-9]{0,4})\Z")
 _LOOPBACK = "127.0.0.1"
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
-_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}\Z")
 
 
-def _check_name(name: str) -> str:
-    if not _NAME.match(name):
-        raise ValueError("should be a letter, then at most 63 letters, digits, _ or -")
-    return name
+class StageSettings(Model):
+    """A stage of processing nodes."""
 
-
-def _check_address(address: str) -> str:
-    found = _ADDRESS.match(address)
-    if not found or int(found[1]) > 65535:
-        raise ValueError("should be what the node printed when it was started: tcp://host:port")
-    return address
-
-
-class NodePlace(Model):
-    """A node, and where it runs."""
-
-    node: Annotated[str, AfterValidator(_check_name)]
-    """Its name; names files, and stands in reports and errors."""
-    address: Annotated[str, AfterValidator(_check_address)] | None = None
-    """`tcp://host:port` where it takes commands, if somebody else started it; without an address
-    the session starts it on this host."""
-    host: str | None = None
-    """The name or address of this host by which nodes with an address shall reach this node; the
-    name of this host when not given, and 127.0.0.1 without keys."""
-    memory: MemorySettings | None = None
-    """What differs from the system's `memory`."""
+    reserved: bool = False
+    """Only tasks run in it that need something (`needs`), and find it there."""
 
 
 class System(Model):
@@ -80,13 +70,23 @@ class System(Model):
     """A detector, by name or by its file."""
     set: dict[str, JsonValue] = Field(default_factory=dict)
     """Parameters of the detector to set."""
+    detectors: dict[NodeName, OtherDetector] = Field(default_factory=dict)
+    """Other detectors, by the names that graphs have for them."""
     acquisition: tuple[NodePlace, ...] = ()
     """The acquisition nodes; the first one keeps the books."""
     processing: Annotated[tuple[NodePlace, ...], Field(validate_default=True)] = ()
     """The processing nodes."""
+    stages: Annotated[dict[str, StageSettings], Field(validate_default=True)] = Field(
+        default_factory=dict
+    )
+    """What is special about stages, by their names."""
+    tags: Tags = Field(default_factory=dict)
+    """What the one process has, for tasks that need it, where there are no nodes."""
     keys: Annotated[Path | None, Field(validate_default=True)] = None
     """The file of the keys that its nodes use, from `lima2py keys`; required when some are on other
     hosts."""
+    ssh: tuple[str, ...] = ()
+    """Options of the `ssh` that starts nodes on other hosts: `["-l", "opid10"]`."""
     memory: MemorySettings = Field(default_factory=MemorySettings)
     """Memory and processors of all nodes that do not say otherwise."""
     policies: Policies = Field(default_factory=Policies)
@@ -97,6 +97,26 @@ class System(Model):
     base: Path = Field(default_factory=Path.cwd)
     """The folder that relative paths begin at; in a system file, that of the file if not given."""
 
+    _file: Path | None = PrivateAttr(None)
+
+    @property
+    def file(self) -> Path | None:
+        """The system file it was read from; None if it was not: such a one cannot be up."""
+        return self._file
+
+    @property
+    def places(self) -> tuple[tuple[str, NodePlace], ...]:
+        """All nodes, with their kinds."""
+        return (
+            *(("acquisition", place) for place in self.acquisition),
+            *(("processing", place) for place in self.processing),
+        )
+
+    @property
+    def main(self) -> tuple[NodePlace, ...]:
+        """The acquisition nodes of the main detector."""
+        return tuple(place for place in self.acquisition if not place.detector)
+
     @field_validator("processing", mode="after")
     @classmethod
     def _check_nodes(
@@ -105,6 +125,20 @@ class System(Model):
         acquisition: tuple[NodePlace, ...] | None = info.data.get("acquisition")
         if acquisition is None:
             return processing  # refused already
+        others = [place for place in acquisition if place.detector]
+        main = [place for place in acquisition if not place.detector]
+        _check_modules(main, [*others, *processing])
+        if wrong := [place.node for place in acquisition if place.stage != STAGE or place.tags]:
+            raise ValueError(
+                f"acquisition node {', '.join(wrong)}: stage and tags are of processing nodes"
+            )
+        if acquisition and acquisition[0].detector:
+            raise ValueError(
+                f"acquisition node {acquisition[0].node} is the first and keeps the books: it must"
+                " have the main detector; put the others behind it"
+            )
+        if "detectors" in info.data:  # if not, they are refused already
+            _check_detectors(main, others, processing, info.data["detectors"])
         if bool(processing) != bool(acquisition):
             raise ValueError(
                 f"there are {len(acquisition)} acquisition nodes and {len(processing)} processing"
@@ -116,6 +150,40 @@ class System(Model):
             if twice:
                 raise ValueError(f"two nodes have the same {what}, {', '.join(twice)}")
         return processing
+
+    @field_validator("stages", mode="after")
+    @classmethod
+    def _check_stages(
+        cls, stages: dict[str, StageSettings], info: ValidationInfo
+    ) -> dict[str, StageSettings]:
+        known = dict.fromkeys(place.stage for place in info.data.get("processing", ()))
+        for name in stages if "processing" in info.data else ():
+            if name not in known:
+                raise ValueError(
+                    f"no processing node is of stage {name}{did_you_mean(name, known)}"
+                )
+        return stages
+
+    @field_validator("tags", mode="after")
+    @classmethod
+    def _check_tags(cls, tags: dict[str, Tag], info: ValidationInfo) -> dict[str, Tag]:
+        if tags and info.data.get("processing"):
+            raise ValueError("are of the one process; here every processing node has its own")
+        return tags
+
+    @property
+    def chain(self) -> tuple[Stage, ...]:
+        """The stages, in the order in which frames go through them; one at least."""
+        if not self.processing:
+            return (Stage(STAGE, {"this process": self.tags}),)
+        nodes: dict[str, dict[str, dict[str, Tag]]] = {}
+        for place in self.processing:
+            nodes.setdefault(place.stage, {})[place.node] = place.tags
+        settings = StageSettings()
+        return tuple(
+            Stage(name, tags, self.stages.get(name, settings).reserved)
+            for name, tags in nodes.items()
+        )
 
     @field_validator("keys", mode="after")
     @classmethod
@@ -151,14 +219,7 @@ class System(Model):
             if isinstance(metadata := values.get("metadata"), dict):
                 values["metadata"] = anchored(metadata, values["base"])
         system = cls.load(values, str(path))
-        elsewhere = [
-            f"{path}, node {place.node}, host: {place.host} is not this host; start the node there"
-            " (lima2py node) and write its address here"
-            for place in (*system.acquisition, *system.processing)
-            if place.host is not None and place.address is None and not _is_here(place.host)
-        ]
-        if elsewhere:
-            raise BadParameter("\n".join(elsewhere))
+        system._file = path.absolute()  # noqa: SLF001 - our own
         return system
 
     @classmethod
@@ -210,7 +271,7 @@ class System(Model):
 
     def host_of(self, place: NodePlace) -> str | None:
         """By which name nodes that others started reach one of ours; None if there are none."""
-        if all(other.address is None for other in (*self.acquisition, *self.processing)):
+        if not any(other.address or other.is_elsewhere for _, other in self.places):
             return None
         return place.host or (socket.gethostname() if self.keys else _LOOPBACK)
 
@@ -221,6 +282,61 @@ class System(Model):
             BadParameter: if there is no such file, or it holds no keys, or is not kept secret.
         """
         return read_keys(self.base / self.keys.expanduser()) if self.keys else None
+
+
+def _check_modules(acquisition: Sequence[NodePlace], processing: Sequence[NodePlace]) -> None:
+    """Refuse modules that only some acquisition nodes have, or that two have.
+
+    Raises:
+        ValueError: naming the nodes.
+    """
+    if wrong := [place.node for place in processing if place.modules]:
+        raise ValueError(
+            f"node {', '.join(wrong)}: delivers no modules: it processes, or has another detector"
+        )
+    without = [place.node for place in acquisition if not place.modules]
+    if 0 < len(without) < len(acquisition):
+        raise ValueError(
+            f"acquisition nodes {', '.join(without)}: have no modules, and others have; either all"
+            " deliver modules, or none"
+        )
+    many = Counter(name for place in acquisition for name in place.modules)
+    if twice := sorted(name for name, count in many.items() if count > 1):
+        raise ValueError(f"modules {', '.join(twice)}: belong to two acquisition nodes")
+
+
+def _check_detectors(
+    main: Sequence[NodePlace],
+    others: Sequence[NodePlace],
+    processing: Sequence[NodePlace],
+    detectors: Mapping[str, OtherDetector],
+) -> None:
+    """Refuse other detectors without a node of their own, or with several.
+
+    Raises:
+        ValueError: naming the detectors and the nodes.
+    """
+    if wrong := [place.node for place in processing if place.detector]:
+        raise ValueError(f"node {', '.join(wrong)}: processes, and has no detector")
+    for place in others:
+        if place.detector not in detectors:
+            known = ", ".join(detectors) or "none"
+            raise ValueError(
+                f"node {place.node}: there is no other detector {place.detector}; there are {known}"
+            )
+    if DETECTOR in detectors:
+        raise ValueError(f'"{DETECTOR}" means the main detector; choose another name')
+    many = Counter(place.detector for place in others)
+    if wrong := [name for name in detectors if many[name] != 1]:
+        raise ValueError(
+            f"detectors {', '.join(wrong)}: each needs one acquisition node,"
+            " {node: ..., detector: NAME}"
+        )
+    if others and len(main) != 1 and not any(place.modules for place in main):
+        raise ValueError(
+            f"the main detector has {len(main)} acquisition nodes; beside other detectors it needs"
+            " one, or several with modules: one node must say which event is processed where"
+        )
 
 
 def open_system(
@@ -241,14 +357,3 @@ def open_system(
     if path.suffix in (".yaml", ".yml") and "system" in read_yaml(path, "system or detector file"):
         return System.read(path, detector)
     return System.local(name, acquisition_nodes, processing_nodes, detector)
-
-
-def _is_here(host: str) -> bool:
-    """Whether a name or address is one of this host's: whether one can listen there."""
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family) as probe:
-            probe.bind(address)
-    except OSError:
-        return False
-    return True

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import Field, PrivateAttr
 
 from lima2py.errors import BadParameter
-from lima2py.frame import Absence, Array, Block, Fate, FrameSpec
+from lima2py.frame import NO_FRAME, Absence, Array, Block, Fate, FrameSpec
 from lima2py.inputs import needs_numbers
 from lima2py.task import RunContext, Task
 
@@ -75,7 +75,7 @@ class Accumulate(Task):
     absent: Literal["spoil", "skip"] = "spoil"
     """What a frame without data does to its product: `spoil` makes the product absent, with the
     cause of the first such frame; `skip` makes it from the other frames, and makes it absent only
-    if there are none."""
+    if there are none. Events for which another detector takes no frame are always skipped."""
     overflow: Literal["widen", "saturate"] = "widen"
     """For sums of integers: `widen` the type, or keep the type of the pixels and give sums that do
     not fit as the nearest number that does (`saturate`)."""
@@ -92,8 +92,8 @@ class Accumulate(Task):
     """Of the arrays that are accumulated in."""
     _kernel: Callable[..., None] = PrivateAttr()
     _name: str = "accumulate"
-    _open: dict[int, _Product] = PrivateAttr(default_factory=dict)
-    """By number, those touched last at the end."""
+    _open: dict[tuple[int, int], _Product] = PrivateAttr(default_factory=dict)
+    """By the node that frames come from, and number; those touched last at the end."""
     _spare: list[_Arrays] = PrivateAttr(default_factory=list)
     """Arrays used before: new memory would cost as much time as adding a frame."""
 
@@ -167,15 +167,15 @@ class Accumulate(Task):
         for number in range(first, -(-block.end // n)):
             since = max(block.index, number * n)
             until = min(block.end, (number + 1) * n)
-            product = self._take(number, since - number * n)
+            product = self._take((block.origin[0], number), since - number * n)
             self._add(product, number, block, pixels, since - block.index, until - block.index)
             if number < end:
-                self._open.pop(number)
+                self._open.pop((block.origin[0], number))
                 self._spare.append(product.arrays)
-                if product.missing is None or (product.used and self.absent == "skip"):
+                if product.used and (product.missing is None or self.absent == "skip"):
                     self._conclude(product, data[number - first])
                 else:
-                    absences[number - first] = product.missing
+                    absences[number - first] = product.missing or NO_FRAME
                     product.used = 0
                 finished.append(product)
         columns = {
@@ -199,15 +199,15 @@ class Accumulate(Task):
         pixels = np.ascontiguousarray(block.pixels).view(self._pixel)
         return _read_only(pixels.reshape(block.count, -1))
 
-    def _take(self, number: int, offset: int) -> _Product:
+    def _take(self, which: tuple[int, int], offset: int) -> _Product:
         """A product to which frames from this one on are to be added."""
-        product = self._open.pop(number, None)
+        product = self._open.pop(which, None)
         if product is None or offset == 0:  # its frames are given anew: a node died
             if product is not None:
                 self._spare.append(product.arrays)
             arrays = self._spare.pop() if self._spare else self._new_arrays(prod(self._spec.shape))
             product = _Product(arrays)
-        self._open[number] = product
+        self._open[which] = product
         if len(self._open) > _MOST_OPEN:
             oldest = next(iter(self._open))
             self._spare.append(self._open.pop(oldest).arrays)
@@ -245,7 +245,11 @@ class Accumulate(Task):
             }
         chosen = since + np.flatnonzero(block.present[since:until])
         if product.missing is None:
-            gone = [offset for offset in block.absences if since <= offset < until]
+            gone = [
+                offset
+                for offset, said in block.absences.items()
+                if since <= offset < until and said.cause.harm
+            ]
             if gone:
                 product.missing = block.absences[min(gone)]
         if chosen.size and (self.absent == "skip" or product.missing is None):

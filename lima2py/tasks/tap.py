@@ -6,7 +6,6 @@ running number, so that a reader can ask for what is new and sees how many it mi
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from threading import Lock
@@ -16,9 +15,15 @@ from typing import Annotated, NamedTuple, cast
 import numpy as np
 from pydantic import BeforeValidator, Field, PrivateAttr
 
-from lima2py.frame import Block, Frame, FrameSpec
+from lima2py.frame import Block, Fate, Frame, FrameSpec
+from lima2py.shelf import Row, Shelf, usual_bytes
 from lima2py.task import RunContext, Task
 from lima2py.units import seconds
+
+TAP_BYTES = 8 * 2**20
+"""The most pixels that a reader is given at once, in bytes; one frame is always given."""
+_BESIDES = 1000
+"""About what a frame takes besides its pixels, in bytes."""
 
 
 class TapFrame(NamedTuple):
@@ -57,6 +62,14 @@ def _copy(frame: Frame) -> Frame:
     return replace(frame, data=data)
 
 
+def _with_frames(block: Block, offsets: Sequence[int]) -> Sequence[int]:
+    """Those of some offsets that another detector has taken a frame for, or should have."""
+    if not block.absences:
+        return offsets
+    none = {offset for offset, said in block.absences.items() if said.cause is Fate.NOT_TRIGGERED}
+    return [offset for offset in offsets if offset not in none] if none else offsets
+
+
 class Tap(Task):
     """Keep copies of some recent frames and hand every block on as it is.
 
@@ -70,71 +83,74 @@ class Tap(Task):
     """How often a frame is kept: `10` keeps those whose index is a multiple of 10; `200 ms` keeps
     about one in that time over all nodes (at most one of a block)."""
     history: Annotated[int, Field(ge=1)] = 16
-    """The most frames that are kept, on each node; they are the memory this task takes."""
+    """The most frames that are kept, on each node; fewer if the memory budget has no room."""
 
     takes_absent = True
 
     _every: int | str = 1
-    _history: int = 1
     _nodes: int = 1
     _pause: float = 0.0
     _due: float = 0.0
-    _kept: deque[TapFrame] = PrivateAttr(default_factory=deque)
+    _row: Row[TapFrame] = PrivateAttr(default_factory=lambda: Shelf().row(""))
     _serial: int = 0
     _ended: bool = False
     _lock: Lock = PrivateAttr(default_factory=Lock)
 
     def prepare(self, spec: FrameSpec) -> FrameSpec:
         """Anything can be kept, and nothing changes."""
+        self._spec = spec
         return spec
 
     def start(self, run: RunContext) -> None:
         """A time is shared out among the nodes."""
         self._nodes = run.nodes
+        self._row = run.shelf.row(run.run)
         self.change(self)
 
     def change(self, like: Tap) -> None:
         """Go on with the parameters of another tap; what was kept stays, as far as it fits."""
         with self._lock:
-            self._every, self._history = like.every, like.history
+            self._every = like.every
             self._pause = _interval(like.every) * self._nodes if isinstance(like.every, str) else 0
             self._due = 0.0
-            self._kept = deque(self._kept, maxlen=like.history)
+            size = usual_bytes(self._spec) + _BESIDES
+            self._row.expect(like.history * size, size, most=like.history)
 
     def process(self, block: Block) -> Block:
         """Copy the chosen frames."""
         with self._lock:
-            offsets, history = self._choose(block), self._history
+            offsets, history = self._choose(block), self._row.most or 1
         newest = offsets[-history:]  # the others would be gone before anybody saw them
         copies = [_copy(block.frame(offset)) for offset in newest]
         with self._lock:
             first = self._serial + len(offsets) - len(newest)
-            self._kept.extend(TapFrame(first + n, frame) for n, frame in enumerate(copies))
+            for n, frame in enumerate(copies):
+                nbytes = _BESIDES + (0 if frame.data is None else frame.data.nbytes)
+                self._row.add(TapFrame(first + n, frame), nbytes)
             self._serial += len(offsets)
         return block
 
     def _choose(self, block: Block) -> Sequence[int]:
-        """The offsets of the frames to keep."""
+        """The offsets of the frames to keep: none of events without a frame."""
         if isinstance(self._every, int):
-            return range(-block.index % self._every, block.count, self._every)
+            return _with_frames(block, range(-block.index % self._every, block.count, self._every))
         now = monotonic()
-        if now < self._due or not block.count:
+        if now < self._due or not (offsets := _with_frames(block, range(block.count))):
             return ()
         self._due += self._pause
         if self._due <= now:  # the first frame, or the first one after a long silence
             self._due = now + self._pause
         present = np.flatnonzero(block.present)
-        return (int(present[-1]) if present.size else block.count - 1,)
+        return (int(present[-1]) if present.size else offsets[-1],)
 
     def finish(self) -> None:
         """No more frames will come; those that were kept can still be read."""
         self._ended = True
+        self._row.end()
 
     def recent(self, after: int = -1) -> list[TapFrame]:
         """The kept frames with a serial above `after`, oldest first."""
-        with self._lock:
-            kept = list(self._kept)
-        return [item for item in kept if item.serial > after]
+        return [item for item in self._row.values() if item.serial > after]
 
     def latest(self) -> TapFrame | None:
         """The newest frame; None before the first one."""

@@ -84,7 +84,10 @@ def prepare_and_start(
     """Check, prepare and start; give what the hardware will do, and what its frames look like."""
     detector.capabilities.check(acquisition, detector.info)
     prepared = detector.prepare(acquisition, share)
-    spec = detector.describe(prepared)
+    if share.modules:
+        spec = detector.describe_modules(prepared, share.modules)
+    else:
+        spec = detector.describe(prepared)
     detector.start()
     return prepared, spec
 
@@ -360,6 +363,24 @@ class DetectorTests:
         if not self.repeatable:
             pytest.skip("its frames differ from run to run")
         assert_same(frames, self.read(detector, self.acquisition(detector)))
+
+    def test_modules_are_those_of_the_whole(self, detector: Detector) -> None:
+        """Asked for some modules, it gives what whole frames show there, one under the other."""
+        if not detector.capabilities.modules or not detector.info.modules:
+            pytest.skip("it gives whole frames only, or is one piece")
+        if detector.describe(self.acquisition(detector)).decoded is not None:
+            pytest.skip("its frames come compressed")
+        first = detector.info.modules[0].size
+        alike = [module.name for module in detector.info.modules if module.size == first]
+        names = tuple(reversed(alike[: max(1, len(alike) - 1)]))
+        parts = self.read(detector, self.acquisition(detector), Share(modules=names))
+        wholes = self.read(detector, self.acquisition(detector))
+        assert [part.index for part in parts] == list(range(self.nb_frames))
+        boxes = detector.info.boxes(names)
+        for part, whole in zip(parts, wholes, strict=True):
+            if part.data is not None and whole.data is not None and self.repeatable:
+                seen = np.concatenate([whole.data[..., *box.slices] for box in boxes], axis=-2)
+                np.testing.assert_array_equal(part.data, seen, f"frame {part.index}", strict=True)
 
     def test_a_region_is_cut_from_the_whole(self, detector: Detector) -> None:
         """With a roi the same pixels come as without."""

@@ -16,6 +16,8 @@ from lima2py.memory import PAGE, Handle, Shared, attach
 NOTHING = -1
 SAVING = -2
 """Instead of a first frame: files are flushed or closed, which is about all blocks given so far."""
+ONWARD = -3
+"""Instead of a first frame: what it has done is with the next stage of nodes, and it waits."""
 _NS = 1_000_000_000
 
 
@@ -24,7 +26,7 @@ class At(NamedTuple):
 
     Attributes:
         source: rank of the acquisition node the block is from.
-        first: first frame of the block; or `NOTHING`, `SAVING`.
+        first: first frame of the block; or `NOTHING`, `SAVING`, `ONWARD`.
         seconds: for how long.
     """
 

@@ -3,17 +3,18 @@
 No sockets and no clocks here. Blocks wait in the order of their frames. A group of frames that is
 spread over several blocks is given to one node, in order; when that is lost, another one is given
 the group from its beginning. Suspects, blocks that were being worked on when their node died, are
-given to one node that has nothing else to do; so a second death is no coincidence.
+given to one node that has nothing else to do; so a second death is no coincidence. When it died
+while it saved, all it had are doubted: each is tried as a whole before it is suspect.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from lima2py.frame import Block
+from lima2py.frame import Absence, Block
 
 NOBODY = -1
 NO_GROUP = -1
@@ -46,6 +47,8 @@ class Item:
         given: when that was, `time.monotonic()`.
         sent: how many times it was given to a node.
         deaths: how many nodes died of it.
+        doubted: whether the last one that had it died of this, or of another block it had.
+        given_up: why nobody shall work on it: it is only to be put aside by who is given it.
         over: whether it is settled.
     """
 
@@ -56,6 +59,8 @@ class Item:
     epoch: int = 0
     sent: int = 0
     deaths: int = 0
+    doubted: bool = False
+    given_up: Absence | None = None
     over: bool = False
     offset: int = 0
     given: float = 0.0
@@ -78,6 +83,14 @@ class Item:
             )
             for n in range(self.block.count)
         ]
+
+    def cut(self, count: int) -> tuple[Item, Item]:
+        """Its first frames, and the others; their owner has both."""
+        block, end = self.block, self.block.count
+        return (
+            replace(self, block=block.part(0, count)),
+            replace(self, block=block.part(count, end), offset=self.offset + count),
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -161,9 +174,9 @@ class Dispatch:
         """
         back = sorted(items, key=lambda item: -item.block.index)
         suspected = {item.group for item in self._suspects}
-        suspected |= {item.group for item in back if item.deaths}
+        suspected |= {item.group for item in back if item.deaths or item.doubted}
         for item in back:
-            tried = item.deaths or (item.group != NO_GROUP and item.group in suspected)
+            tried = item.deaths or item.doubted or item.group in suspected - {NO_GROUP}
             (self._suspects if tried else self._waiting).appendleft(item)
 
     def take_back(self, item: Item) -> None:
@@ -177,6 +190,12 @@ class Dispatch:
             if not held.blocks:
                 del self._held[item.group]
         item.owner = NOBODY
+
+    def count_twice(self, item: Item) -> None:
+        """A block was cut in two, which the node that has it has both."""
+        self._nodes[item.owner].load += 1
+        if item.group != NO_GROUP:
+            self._held[item.group].blocks += 1
 
     def waits(self, item: Item) -> bool:
         """Whether its node has to wait for the rest of its group before it can report it done."""

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from lima2py.frame import Absence
-from lima2py.transport import wire
+from lima2py.transport import packing, wire
 from lima2py.transport.dispatch import Dispatch, Item
 
 
@@ -83,6 +83,15 @@ class InFlight:
         self._items.update((part.block.index, part) for part in parts)
         return parts
 
+    def cut(self, item: Item, count: int) -> Item:
+        """Cut off the first frames of a block, settled apart; its owner has both parts."""
+        first, rest = item.cut(count)
+        self._items[item.block.index] = first
+        self._items[rest.block.index] = rest
+        self._parts[item.slot] = self._parts.get(item.slot, 1) + 1
+        self._queue.count_twice(item)
+        return first
+
     def _forget(self, item: Item) -> None:
         del self._items[item.block.index]
         self._queue.take_back(item)
@@ -99,7 +108,7 @@ def nobody_did(item: Item, why: Absence, spans: Sequence[int], source: int) -> w
         source: rank of the acquisition node.
     """
     first, count = item.block.index, item.block.count
-    ranges = wire.pack_absences({**dict.fromkeys(range(count), why), **item.block.absences})
+    ranges = packing.pack_absences({**dict.fromkeys(range(count), why), **item.block.absences})
     lost = [(0, part) for part in ranges]
     for track, span in enumerate(spans, 1):
         if span == 1:

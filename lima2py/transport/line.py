@@ -1,8 +1,9 @@
-"""The line to one processing node: its socket, what it is at, and signs of its loss."""
+"""The line to another node, mostly a processing one: its socket, and signs of its loss."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -11,17 +12,19 @@ import zmq
 from zmq.utils.monitor import recv_monitor_message
 
 from lima2py.errors import LimaError
+from lima2py.frame import Absence, Block
 from lima2py.memory import Handle
-from lima2py.transport import wire
-from lima2py.transport.board import NOTHING, At, BoardView
+from lima2py.transport import packing, wire
+from lima2py.transport.board import NOTHING, ONWARD, At, BoardView
+from lima2py.transport.bundle import pack
 from lima2py.transport.sockets import connect, new_socket
 
 MEETING = 10.0
 """Seconds in which the connection to a node must come about."""
 LAST_WORDS = 0.3
 """Seconds in which a node whose connection is gone may say why: perhaps it has left in order."""
-_HEARTBEAT_MS = 100
-_SILENCE_MS = 600
+HEARTBEAT_MS = 100
+SILENCE_MS = 600
 """Of the peer's ZeroMQ, which answers heartbeats whatever its Python does: it is frozen, or cut."""
 
 
@@ -67,8 +70,8 @@ class Line:
         self._told: tuple[float, At] | None = None
         self._board: BoardView | None = None
         self._socket = new_socket(context, zmq.PUSH, hwm=0)
-        self._socket.heartbeat_ivl = _HEARTBEAT_MS
-        self._socket.heartbeat_timeout = _SILENCE_MS
+        self._socket.heartbeat_ivl = HEARTBEAT_MS
+        self._socket.heartbeat_timeout = SILENCE_MS
         self.monitor = self._socket.get_monitor_socket(
             zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
         )
@@ -81,13 +84,52 @@ class Line:
             with suppress(LimaError):  # another host: what it is at comes with its messages
                 self._board = BoardView(receiver.board)
 
-    def send(self, message: wire.Message, content: memoryview | None = None) -> None:
+    def send(self, message: wire.Message, parts: Sequence[memoryview] = ()) -> None:
         """Send a message, and the pixels that follow it; never waits."""
-        if content is None:
-            self._socket.send(wire.encode(message))
-        else:
-            self._socket.send(wire.encode(message), zmq.SNDMORE)
-            self._socket.send(content, copy=False)
+        self._socket.send(wire.encode(message), zmq.SNDMORE if parts else 0)
+        if parts:
+            self._socket.send_multipart(parts, copy=False)
+
+    def give(
+        self,
+        run: str,
+        source: int,
+        epoch: int,
+        block: Block,
+        slot: int,
+        offset: int,
+        given_up: Absence | None = None,
+    ) -> None:
+        """Send a block: its pixels too, if they do not lie in memory that the node shares.
+
+        Args:
+            run: id of the acquisition.
+            source: rank of this acquisition node.
+            epoch: of the run.
+            block: the frames.
+            slot: of the ring, in which they lie; -1 if none.
+            offset: of the first of them in the slot.
+            given_up: why it is only to be put aside, if it is.
+        """
+        shared = self.receiver.shared and slot >= 0
+        products, parts = pack(block, shared) if block.companions else ([], [])
+        message = wire.BlockMessage(
+            run,
+            source,
+            epoch,
+            block.index,
+            block.count,
+            slot if shared and block.data is not None else -1,
+            packing.pack_absences(block.absences) if block.absences else [],
+            packing.pack_columns(block.columns),
+            block.acquired_at,
+            offset,
+            products,
+            None if given_up is None else (int(given_up.cause), given_up.who, given_up.detail),
+        )
+        if not (shared or block.data is None or products):
+            parts = [packing.content_of(block)]
+        self.send(message, parts)
 
     def hear(self, at: At | None = None) -> None:
         """The node has said something, what it is at perhaps; or is given work from now on."""
@@ -130,7 +172,7 @@ class Line:
     def hangs(self, deadline: float) -> bool:
         """Whether the node has been at one block, or at its files, for too long."""
         at = self.at
-        return at is not None and at.first != NOTHING and at.seconds > deadline
+        return at is not None and at.first not in (NOTHING, ONWARD) and at.seconds > deadline
 
     def does_nothing(self, since: float) -> bool:
         """Whether the node is idle, and has reported nothing done since then."""

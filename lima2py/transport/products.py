@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lima2py.frame import Block, FrameSpec, Ragged
-from lima2py.transport.wire import pack_absences, pack_columns, unpack_absences, unpack_columns
+from lima2py.transport.packing import pack_absences, pack_columns, unpack_absences, unpack_columns
 
 
 def pack_product(block: Block) -> dict[str, Any]:

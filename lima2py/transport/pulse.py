@@ -44,9 +44,15 @@ class Pulse:
         self._over = threading.Event()
         self._sockets: list[zmq.Socket[bytes]] = []
         self._thread = threading.Thread(target=self._beat, name=f"pulse {run[:8]}", daemon=True)
+        self._context = context
         for address in addresses:
-            self._sockets.append(new_socket(context, zmq.PUSH, hwm=16))
-            connect(self._sockets[-1], address)
+            self.add(address)
+
+    def add(self, address: str) -> None:
+        """Beat for one more, from the next beat on. From any thread, before it is closed."""
+        socket = new_socket(self._context, zmq.PUSH, hwm=16)
+        connect(socket, address)
+        self._sockets.append(socket)
 
     def start(self) -> None:
         """Begin to beat."""

@@ -10,55 +10,36 @@ is told why these frames are missing, as it is told of those that the detector s
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, Literal
 
 import zmq
 
 from lima2py.errors import ProtocolError
 from lima2py.frame import Absence, Block, Fate
 from lima2py.policies import Policies
-from lima2py.transport import wire
-from lima2py.transport.board import SAVING, At
-from lima2py.transport.dispatch import DEATHS, NO_GROUP, SENT, Dispatch, Item, shared_group
+from lima2py.transport import packing, wire
+from lima2py.transport.answers import Answers
+from lima2py.transport.board import At
+from lima2py.transport.dispatch import NO_GROUP, Dispatch, Item, shared_group
 from lima2py.transport.in_flight import InFlight, Settled, nobody_did
-from lima2py.transport.inbox import Inbox
-from lima2py.transport.line import Line, Receiver
-from lima2py.transport.sockets import MAX_HEADER
+from lima2py.transport.lead import Followers
+from lima2py.transport.line import Receiver
+from lima2py.transport.lines import Lines
+from lima2py.transport.losses import judge
+from lima2py.transport.outlet import Outlet
 
 LOOK_EVERY = 0.02
 """Seconds between two looks at whether nodes live, while answers keep coming."""
 ABORT_PATIENCE = 0.3
 """Seconds that nodes are given to close their files after an abort."""
-_PATIENCE_MS = 20
-_ANSWERS_AT_ONCE = 1000
-"""Strangers who send without a pause do not keep the run from anything else."""
-Said = TypeVar("Said", wire.Last, wire.End)
+Answer = wire.Done | wire.Beat | wire.Statistics | wire.StopRequest | wire.Closed
 
 
-class Answers(Inbox):
-    """Where answers arrive: the PULL socket of an acquisition node, bound at prepare."""
-
-    def __init__(
-        self,
-        context: zmq.Context[zmq.Socket[bytes]],
-        addresses: list[str],
-        largest: int = MAX_HEADER,
-    ):
-        super().__init__(
-            context,
-            addresses,
-            what="a message among the answers of nodes",
-            hwm=0,
-            largest=largest,
-            longest=largest,
-            most=largest + MAX_HEADER,
-        )
-
-
-class Push:
+class Push(Outlet):
     """The outlet of an acquisition node that feeds processing nodes.
 
     Args:
@@ -71,19 +52,16 @@ class Push:
         stretch: consecutive frames that should go to one node.
         spans: for every sink of the plan, how many frames one of its rows stands for.
         policies: what to do when a node is lost.
-        hold: whether blocks wait until `release`.
         on_stop: is called with the reason when the acquisition should end.
+        hold: whether blocks wait until `release`.
+        followers: the acquisition nodes that have other pieces of the frames.
 
     Attributes:
-        closed: the last words of nodes, by rank.
-        accounts: those of the other acquisition nodes, by rank.
         late: how many blocks were reported done by a node that no longer had them.
-        lost: why nodes were lost, by rank.
-        errors: what went wrong, here and at the nodes that have said their last words, in words.
-        remarks: what those want the user to know, though nothing went wrong.
         on_statistics: is called with what a processing node says of how it is doing.
         on_given_up: is called with a block that brought down nodes, or held one up for too long,
-            and why, while its pixels are still there.
+            and why, while its pixels are still there. Where there are followers, the next node is
+            told to put it aside first: only there is all that belongs to it.
     """
 
     def __init__(
@@ -99,8 +77,9 @@ class Push:
         policies: Policies,
         on_stop: Callable[[str], None],
         hold: bool = False,
+        followers: Sequence[Receiver] = (),
     ):
-        self._context = context
+        super().__init__()
         self._answers = answers
         self._run = run
         self._source = source
@@ -109,7 +88,7 @@ class Push:
         self._policies = policies
         self._on_stop = on_stop
         self._hold = hold
-        self._lines: dict[int, Line] = {}
+        self._lines = Lines(context, run, source, answers.poller)
         self._queue = Dispatch(policies.dispatch, stretch, group)
         self._epoch = 0
         self._in_flight = InFlight(self._queue)
@@ -119,18 +98,11 @@ class Push:
         self._looked = self._manned = self._counted = time.monotonic()
         self._deadline = float("inf")
         self._aborted = False
-        self._last: wire.Last | None = None
-        self._end: wire.End | None = None
-        self.closed: dict[int, wire.Closed] = {}
-        self.accounts: dict[int, wire.Account] = {}
         self.late = 0
-        self.lost: dict[int, str] = {}
-        self.errors: list[str] = []
-        self.remarks: list[str] = []
         self.on_statistics: Callable[[wire.Statistics], None] = lambda _told: None
         self.on_given_up: Callable[[Block, Absence], None] = lambda _block, _why: None
-        self._poller = zmq.Poller()
-        self._poller.register(answers.socket, zmq.POLLIN)
+        self._behind: set[int] = set()
+        self._followers = Followers(context, run, followers)
         try:
             for receiver in receivers:
                 self._add(receiver)
@@ -139,25 +111,34 @@ class Push:
             raise
 
     def process(self, block: Block, slot: int) -> None:
-        """Take a block; it is sent as soon as a node has credit for it. Never waits."""
+        """See `Outlet`: it is sent as soon as a node has credit for it."""
         item = Item(block, slot, shared_group(block.index, block.end, self._group))
         self._frames_end = block.end
         self._in_flight.add(item)
         self._dispatch()
 
     def collect(self, idle: bool) -> list[Settled]:
-        """The blocks settled since; when idle, waits a moment for answers."""
-        self._receive(_PATIENCE_MS if idle else 0)
+        """See `Outlet`."""
+        self._receive(wait=idle)
         settled, self._settled = self._settled, []
         return settled
 
-    def drain(self) -> Iterator[list[Settled]]:
+    def say_last(self, end: int) -> None:
+        """Say that no frame from this one on comes, of those that are acquired together."""
+        last = wire.Last(self._run, self._source, end)
+        self._lines.say(last)
+        self._followers.tell(last)
+
+    def drain(self, gone: bool = False) -> Iterator[list[Settled]]:
         """Give what settles until nothing is in flight and every node has closed its files.
 
         The end is said only when all is done: until then a node must be there for the frames of
         another one that is lost.
+
+        Args:
+            gone: whether only we leave, and the others go on; then nobody closes anything.
         """
-        self._last = self._say(wire.Last(self._run, self._source, self._frames_end))
+        self.say_last(self._frames_end)
         while self._in_flight and not self._aborted and time.monotonic() < self._deadline:
             yield self.collect(idle=True)
         if left := sum(item.block.count for item in self._in_flight):
@@ -168,27 +149,35 @@ class Push:
                 why = Absence(Fate.DEADLINE, "run", said)
             for item in self._in_flight:
                 self._give_up(item, why)
-        self._end = self._say(wire.End(self._run, self._source, self._aborted or left > 0))
-        said_at = time.monotonic()
-        while self._lines and not (self._aborted and time.monotonic() > said_at + ABORT_PATIENCE):
+        discard = self._aborted or left > 0
+        why_over: Literal["gone", "over"] = "gone" if gone else "over"
+        self._lines.say(wire.End(self._run, self._source, discard, why_over))
+        self._followers.over(discard)
+        patience = 0.0 if gone else ABORT_PATIENCE if self._aborted else math.inf
+        until = time.monotonic() + patience
+        while self._lines and time.monotonic() < until:
             yield self.collect(idle=True)
         yield self.collect(idle=False)
 
     def listen(self) -> None:
-        """Wait a moment for whatever answer comes."""
-        self._receive(_PATIENCE_MS)
+        """See `Outlet`."""
+        self._receive(wait=True)
 
     def close(self) -> None:
-        """Close the sockets; may be called twice."""
-        for line in self._lines.values():
-            line.close(linger=1000)  # one that is told the end late must hear of it
+        """See `Outlet`."""
+        self._lines.close()
+        self._followers.close()
 
     # From any thread:
 
-    @property
-    def refused(self) -> Mapping[str, int]:
-        """How many messages had no part in this run, by reason."""
-        return self._answers.refused.plain()
+    def status(self) -> dict[str, Any]:
+        """See `Outlet`."""
+        return {
+            "in_flight": self.in_flight,
+            "waiting": self._queue.waiting,
+            "lost": self.lost.copy(),
+            "refused": self._answers.refused.plain(),
+        }
 
     @property
     def in_flight(self) -> dict[int, int]:
@@ -197,36 +186,35 @@ class Push:
 
     @property
     def still_open(self) -> list[int]:
-        """The first frames of the blocks that are not settled."""
+        """See `Outlet`."""
         return self._in_flight.firsts
 
-    @property
-    def waiting(self) -> int:
-        """How many blocks wait for a node that has credit."""
-        return self._queue.waiting
-
     def lose(self, reasons: Mapping[int, str]) -> None:
-        """Say which nodes are dead, by rank, and why."""
+        """See `Outlet`."""
         self._told.append(lambda: self._drop(reasons))
 
     def join(self, receiver: Receiver) -> None:
-        """Take one node more."""
+        """See `Outlet`."""
         self._told.append(lambda: self._add(receiver))
 
+    def know(self, rank: int) -> None:
+        """See `Outlet`."""
+        self._behind.add(rank)
+
     def leave(self, rank: int) -> None:
-        """Give a node nothing new, and tell it the end once it has nothing left."""
+        """See `Outlet`."""
         self._told.append(lambda: self._see_off(rank))
 
     def abort(self) -> None:
-        """Discard what is in flight."""
+        """See `Outlet`."""
         self._aborted = True
 
     def release(self) -> None:
-        """Hold no block back any more."""
+        """See `Outlet`."""
         self._hold = False
 
     def hurry(self, seconds: float) -> None:
-        """Give up what is not done in so many seconds."""
+        """See `Outlet`."""
         self._deadline = min(self._deadline, time.monotonic() + seconds)
 
     # Everything below runs in the run's thread. First, blocks:
@@ -237,27 +225,15 @@ class Push:
             if self._queue.load(item.owner) == 1:
                 line.hear()
             item.epoch, item.given = self._epoch, time.monotonic()
-            self._send(item, line)
-
-    def _send(self, item: Item, line: Line) -> None:
-        block = item.block
-        shared = line.receiver.shared and item.slot >= 0
-        message = wire.BlockMessage(
-            self._run,
-            self._source,
-            item.epoch,
-            block.index,
-            block.count,
-            item.slot if shared and block.data is not None else -1,
-            wire.pack_absences(block.absences) if block.absences else [],
-            wire.pack_columns(block.columns),
-            block.acquired_at,
-            item.offset,
-        )
-        bare = shared or block.data is None
-        line.send(message, None if bare else wire.content_of(block))
+            line.give(
+                self._run, self._source, item.epoch, item.block, item.slot, item.offset,
+                item.given_up,
+            )  # fmt: skip
+            self._followers.given(item.block.index, item.block.count, item.owner, item.epoch)
+        self._followers.flush()
 
     def _settle(self, item: Item, node: int, done: wire.DoneBlock) -> None:
+        self._followers.settled(done.index, done.count)
         self._settled.append(Settled(self._in_flight.settle(item), node, item.sent, done))
 
     def _give_up(self, item: Item, why: Absence) -> None:
@@ -273,35 +249,27 @@ class Push:
 
     # Answers:
 
-    def _receive(self, patience_ms: int) -> None:
+    def _receive(self, wait: bool) -> None:
         while self._told:
             self._told.popleft()()
-        if patience_ms:
-            self._poller.poll(patience_ms)
-        for _ in range(_ANSWERS_AT_ONCE):
-            try:
-                received = self._answers.receive()
-                if received is not None:
-                    self._take(*received)
-            except zmq.Again:
-                break
-            except ProtocolError as error:
-                self._answers.refused.note(error)
+        self._answers.hand(self._run, self._take, wait)
         if time.monotonic() > self._looked + LOOK_EVERY:
             self._look()  # after the messages: a node that has left has said so
         self._dispatch()
 
-    def _take(self, message: wire.Message, rest: Sequence[object]) -> None:
-        answers = (wire.Done, wire.Beat, wire.Statistics, wire.StopRequest, wire.Closed)
-        if not isinstance(message, (*answers, wire.Account)):
-            raise ProtocolError(f"a {type(message).__name__} message among answers", "kind")
-        if message.run != self._run:
-            raise ProtocolError(f"an answer to run {message.run[:40]}", "run")
-        if rest:
-            raise ProtocolError(f"an answer of {len(rest) + 1} parts", "parts")
+    def _take(self, message: wire.Message) -> None:
         if isinstance(message, wire.Account):
             self.accounts[message.source] = message
-            return
+        elif isinstance(message, wire.Cut):
+            self._take_cut(message)
+        elif isinstance(message, wire.Statistics) and message.node in self._behind:
+            self.on_statistics(message)
+        elif isinstance(message, Answer):
+            self._take_answer(message)
+        else:
+            raise ProtocolError(f"a {type(message).__name__} message among answers", "kind")
+
+    def _take_answer(self, message: Answer) -> None:
         line = self._lines.get(message.node)
         if line is None or line.receiver.incarnation != message.incarnation:
             if isinstance(message, wire.Done):  # of a node that is lost, or has left
@@ -325,8 +293,10 @@ class Push:
             if item is None or (item.owner, item.epoch) != (message.node, done.epoch):
                 self.late += 1
                 continue
+            if 0 < done.count < item.block.count:
+                item = self._in_flight.cut(item, done.count)
             try:
-                wire.check_done(done, item.block.index, item.block.count, self._spans)
+                packing.check_done(done, item.block.index, item.block.count, self._spans)
             except ProtocolError as error:
                 self._answers.refused.note(error)
                 self._drop({message.node: f"it sent {error}"})
@@ -334,13 +304,30 @@ class Push:
             self._settle(item, message.node, done)
         self._see_off_idle()
 
+    def _take_cut(self, message: wire.Cut) -> None:
+        """A follower gives no more, or cannot reach a node: then nobody gives that one anything."""
+        name = self._followers.name(message.source)
+        if message.node < 0:
+            self._miss(f"acquisition node {name} gives no more frames: {message.why}")
+        else:
+            self._drop({message.node: f"acquisition node {name} lost it: {message.why}"})
+
+    def _miss(self, said: str) -> None:
+        """Nothing comes from a follower any more."""
+        self.broken = True
+        if self._policies.detector_loss == "stop":
+            self._on_stop(said)
+        else:
+            self.errors.append(said)
+
     def _take_leave(self, message: wire.Closed) -> None:
         """A node has closed its files: since it was told the end, or since it was told to leave."""
         rank = message.node
         self.closed[rank] = message
-        self.errors += message.errors
-        self.remarks += message.remarks
-        expected = self._end or self._lines[rank].leaving or message.discarded
+        # Those of a node of a later stage come by way of all nodes that feed it.
+        self.errors += [text for text in message.errors if text not in self.errors]
+        self.remarks += [text for text in message.remarks if text not in self.remarks]
+        expected = self._lines.ended or self._lines[rank].leaving or message.discarded
         if self._queue.load(rank) or not expected:
             self._drop({rank: "another acquisition node aborted" if message.discarded
                               else "it was told to leave"})  # fmt: skip
@@ -349,24 +336,10 @@ class Push:
 
     # Nodes come and go:
 
-    def _say(self, message: Said) -> Said:
-        for line in self._lines.values():
-            line.send(message)
-        return message
-
     def _add(self, receiver: Receiver) -> None:
-        line = Line(self._context, receiver)
-        line.send(wire.Start(self._run, self._source))
-        if self._last is not None:
-            line.send(self._last)
-        if self._end is not None:
-            line.send(self._end)
-            line.close(linger=1000)
-            return
-        self._epoch += 1
-        self._lines[receiver.rank] = line
-        self._queue.add(receiver.rank, receiver.credits)
-        self._poller.register(line.monitor, zmq.POLLIN)
+        if self._lines.add(receiver):
+            self._epoch += 1
+            self._queue.add(receiver.rank, receiver.credits)
 
     def _see_off(self, rank: int) -> None:
         if rank in self._lines:
@@ -378,20 +351,23 @@ class Push:
         """Tell those who shall leave, and have nothing left, that this was all."""
         for rank, line in self._lines.items():
             if line.leaving and not line.told_end and not self._queue.load(rank):
-                line.send(wire.End(self._run, self._source, False))
+                line.send(wire.End(self._run, self._source, False, "leave"))
                 line.told_end = True
+                self._followers.gone(rank)
 
     def _remove(self, rank: int) -> None:
-        line = self._lines.pop(rank)
         self._queue.remove(rank)
-        self._poller.unregister(line.monitor)
-        if rank not in self.closed:  # it may live, and work in vain
-            line.send(wire.End(self._run, self._source, True))
-        line.close(linger=1000)
+        self._followers.gone(rank)
+        may_live = rank not in self.closed  # and work in vain
+        self._lines.part(
+            rank, wire.End(self._run, self._source, True, "leave") if may_live else None
+        )
 
     def _look(self) -> None:
         """Whether nodes live."""
         self._looked = now = time.monotonic()
+        for said in self._followers.lost():
+            self._miss(said)
         deadline = self._policies.block_deadline
         self._drop(
             {
@@ -404,7 +380,7 @@ class Push:
             self._counted = now
             self._drop(self._forgetful(now - deadline))
         manned = any(not line.leaving for line in self._lines.values())
-        if manned or not self._queue.waiting or self._end is not None:
+        if manned or not self._queue.waiting or self._lines.ended:
             self._manned = now
         elif now > self._manned + self._policies.node_patience and self._in_flight:
             self._nobody_came()
@@ -427,7 +403,7 @@ class Push:
         said = f"no processing node was left for {self._policies.node_patience:g} s"
         said += f" ({'; '.join(self.lost.values()) or 'all were told to leave'})"
         for item in self._in_flight:
-            self._give_up(item, Absence(Fate.NODE_LOST, "ledger", said))
+            self._give_up(item, item.given_up or Absence(Fate.NODE_LOST, "ledger", said))
         self._on_stop(said)
 
     def _drop(self, reasons: Mapping[int, str]) -> None:
@@ -445,46 +421,34 @@ class Push:
             if rank not in self.closed:
                 self.lost[rank] = said
             self.errors.append(said + self._what_becomes_of(mine))
-            at = line.at
             for item in mine:
                 self._queue.take_back(item)
-                if rank not in self.closed and _is_at(at, item, self._source):
-                    back += self._suspect(item, said, line.hangs(self._policies.block_deadline))
+            hung = line.hangs(self._policies.block_deadline)
+            verdict = judge(
+                mine, line.at, hung, rank in self.closed, self._source, said, self._policies
+            )
+            back += verdict.back
+            for item in verdict.split:
+                back += self._in_flight.split(item, self._group)
+            for item, why_given_up in verdict.given_up:
+                if self._followers and item.given_up is None:
+                    item.given_up = why_given_up
                 else:
-                    back.append(item)
+                    self.on_given_up(item.block, why_given_up)
+                    self._leave_out(item, why_given_up)
+                back.append(item)
             self._remove(rank)
         if self._policies.node_loss == "mark":
             for item in back:
-                if not item.over:
+                if not item.over and item.given_up is None:
                     self._leave_out(item, Absence(Fate.NODE_LOST, "ledger", self.errors[-1]))
         self._queue.put_back(item for item in back if not item.over)
         if self._policies.node_loss == "stop":
             self._on_stop(self.errors[-1])
         self._dispatch()
 
-    def _suspect(self, item: Item, said: str, hung: bool) -> list[Item]:
-        """A node was lost while it may have been at this block; what is to be tried again."""
-        item.deaths += 1
-        if item.block.count > 1 and self._policies.node_loss != "mark":
-            return self._in_flight.split(item, self._group)
-        if hung or item.deaths == DEATHS:
-            cause = Fate.DEADLINE if hung else Fate.POISON
-            absence = Absence(cause, "ledger", said)
-            self.on_given_up(item.block, absence)
-            self._leave_out(item, absence)
-        return [item]
-
     def _what_becomes_of(self, blocks: list[Item]) -> str:
         if not blocks:
             return ""
         lost = self._policies.node_loss == "mark"
         return f"; {len(blocks)} blocks it had {'are lost' if lost else 'were given to others'}"
-
-
-def _is_at(at: At | None, item: Item, source: int) -> bool:
-    """Whether a node may have been at a block, that has data, when it was lost."""
-    if item.block.data is None:
-        return False
-    if at is None or at.first == SAVING or item.sent > SENT:
-        return True
-    return (at.source, at.first) == (source, item.block.index)

@@ -5,6 +5,11 @@ carries the same id and either a result or the name and text of an error, which 
 was asked. A request of another version is answered with what both versions are.
 `ping` is answered by the loop itself: it says that the node is there, whatever command is being
 worked on.
+
+Who commands nodes that others may command, too, has a number (`lima2py.node.lease`) and says it
+with every request. A server remembers the highest, and refuses what would change something from
+whoever has a lower one: a session that was frozen, and relieved, changes nothing when it returns.
+Who has none is told that it is needed.
 """
 
 from __future__ import annotations
@@ -22,8 +27,10 @@ import msgspec
 import zmq
 
 from lima2py.errors import (
+    BadCommand,
     BadParameter,
     LimaError,
+    NeedsLease,
     NodeError,
     ProtocolError,
     from_wire,
@@ -39,16 +46,21 @@ _LARGEST_REQUEST = 4 * 2**20
 _MOST_WAITING = 1000
 _BUSY = f"{_MOST_WAITING} commands wait to be worked on: no more are taken"
 _TICK_MS = 100
+_LARGE = 2**20
+"""Bytes from which on an answer is counted, until its peer has taken it."""
+_MOST_UNTAKEN = 1
+"""Large answers that wait for one peer; what it asks for beyond them is not answered."""
 
 log = logging.getLogger(__name__)
 
 
 class Request(msgspec.Struct, array_like=True, frozen=True):
-    """What is asked."""
+    """What is asked; `writer` is the number of who commands the system, 0 of who has none."""
 
     id: int
     command: str
     parameters: dict[str, Any]
+    writer: int = 0
 
 
 class Answer(msgspec.Struct, array_like=True, frozen=True):
@@ -73,10 +85,13 @@ class Server:
         commands: by name, functions of keyword arguments whose results msgpack can say. They run
             one after the other in a thread of their own.
         quick: like `commands`, but answered at once by the loop: nothing that waits.
+        reads: like `quick`, but they change nothing, or are about the lease: anybody may give them.
+        leased: whether all others need a lease.
 
     Attributes:
         address: where it listens.
         refused: what was no request.
+        writer: the highest number of a writer that was seen.
     """
 
     def __init__(
@@ -85,6 +100,8 @@ class Server:
         address: str,
         commands: Mapping[str, Callable[..., Any]],
         quick: Mapping[str, Callable[..., Any]],
+        reads: Mapping[str, Callable[..., Any]],
+        leased: bool = False,
     ):
         self._socket = new_socket(context, zmq.ROUTER, hwm=1000, largest=_LARGEST_REQUEST)
         try:
@@ -95,12 +112,16 @@ class Server:
         self.refused = Refusals("a request")
         self._guard = Guard([self.address], 2 * _LARGEST_REQUEST, self.refused)
         self._commands = commands
-        self._quick = {"ping": lambda: None, **quick}
+        self._quick = quick
+        self._reads = {"ping": lambda: None, **reads}
+        self._leased = leased
+        self.writer = 0
         self._wake = new_socket(context, zmq.PULL, hwm=1000)
         self._waker = new_socket(context, zmq.PUSH, hwm=1000)
         name = f"inproc://wake-{id(self)}"
         self._wake.bind(name)
         self._waker.connect(name)
+        self._untaken: list[tuple[bytes, zmq.MessageTracker]] = []
         self._waking = threading.Lock()
         self._stopping = threading.Event()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="commands")
@@ -144,20 +165,36 @@ class Server:
             if error.reason == "version":  # it is one of ours, who should know what we are
                 self._answer(peer, 0, partial(_raise, error))
             return
-        if (quick := self._quick.get(request.command)) is not None:
-            self._answer(peer, request.id, partial(_obey, quick, request))
+        self.writer = max(self.writer, request.writer)
+        if (read := self._reads.get(request.command)) is not None:
+            self._answer(peer, request.id, partial(_called, read, request))
+        elif (quick := self._quick.get(request.command)) is not None:
+            self._answer(peer, request.id, partial(self._obey, quick, request))
         elif (command := self._commands.get(request.command)) is None:
             self._answer(peer, request.id, partial(_raise, self._unknown(request)))
         elif len(pending) == _MOST_WAITING:
             self._answer(peer, request.id, partial(_raise, NodeError(_BUSY)))
         else:
-            future = self._worker.submit(_obey, command, request)
+            future = self._worker.submit(self._obey, command, request)
             pending.append((peer, request.id, future))
             future.add_done_callback(self._wake_up)
 
     def _unknown(self, request: Request) -> NodeError:
-        known = ", ".join(sorted({*self._commands, *self._quick}))
+        known = ", ".join(sorted({*self._commands, *self._quick, *self._reads}))
         return NodeError(f'there is no command "{request.command[:100]}" (known: {known})')
+
+    def _obey(self, command: Callable[..., Any], request: Request) -> Any:
+        if not request.writer and (self._leased or self.writer):
+            raise NeedsLease(
+                f"{request.command}: only a session that commands this system may say this"
+            )
+        if request.writer < self.writer:
+            raise BadCommand(
+                f"{request.command}: another session has taken over the command of this system;"
+                " this one can look only. Open it again, with take_over=True (lima2py run"
+                " --take-over) if the other must not go on"
+            )
+        return _called(command, request)
 
     def _wake_up(self, _: Future[Any]) -> None:
         with self._waking:  # from the worker, or from the loop when it was quicker
@@ -170,19 +207,26 @@ class Server:
             if not isinstance(error, LimaError):
                 log.exception("a command failed")
             sent = seal(_encoder.encode(Answer(number, None, to_wire(error))))
-        self._socket.send_multipart([peer, sent])
+        if len(sent) < _LARGE:
+            self._socket.send_multipart([peer, sent])
+            return
+        self._untaken = [(who, one) for who, one in self._untaken if not one.done]
+        if [who for who, _ in self._untaken].count(peer) < _MOST_UNTAKEN:
+            tracker = self._socket.send_multipart([peer, sent], copy=False, track=True)
+            assert tracker is not None  # noqa: S101 - for the type checker
+            self._untaken.append((peer, tracker))
 
 
-def _raise(error: LimaError) -> None:
-    raise error
-
-
-def _obey(command: Callable[..., Any], request: Request) -> Any:
+def _called(command: Callable[..., Any], request: Request) -> Any:
     try:
         inspect.signature(command).bind(**request.parameters)
     except TypeError as error:
         raise BadParameter(f"{request.command}: {error}") from None
     return command(**request.parameters)
+
+
+def _raise(error: LimaError) -> None:
+    raise error
 
 
 def request_of(parts: Sequence[bytes | memoryview]) -> Request:
@@ -224,6 +268,7 @@ class Client:
         *,
         timeout: float = 10.0,
         alive: Callable[[], None] | None = None,
+        writer: int = 0,
         **parameters: Any,
     ) -> Any:
         """Ask, and wait for the answer.
@@ -232,6 +277,7 @@ class Client:
             command: its name.
             timeout: seconds to wait at most.
             alive: called now and then while waiting; raises when the node is known to be dead.
+            writer: the number of who commands the system; 0 of who has none.
             parameters: what msgpack can say.
 
         Raises:
@@ -243,7 +289,7 @@ class Client:
             self._number += 1
             number = self._number
             try:
-                request = _encoder.encode(Request(number, command, parameters))
+                request = _encoder.encode(Request(number, command, parameters, writer))
             except OverflowError:
                 raise BadParameter(
                     f"node {self.who}, {command}: a number among its parameters has more than 64"

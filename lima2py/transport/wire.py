@@ -7,33 +7,30 @@ is not of this shape and version is a `ProtocolError`, and there is no pickle an
 
     acquisition → processing    Start  Block*  Last  Block*  End    (PUSH → PULL, one socket each)
     processing → acquisition    (Done | Beat | Statistics | StopRequest)*  Closed    (PUSH → PULL)
-    acquisition → acquisition   Account                    (to the first one, which keeps the books)
+    processing → processing     all of these, between one stage of nodes and the next
+    acquisition → acquisition   Account | Cut              (to the first one, which keeps the books)
+    acquisition → acquisition   Given*  Last  Given*  Over  (of the first one, to those that follow)
 """
 
 from __future__ import annotations
 
 import math
-import re
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import msgspec
-import numpy as np
 
 from lima2py.errors import ProtocolError
-from lima2py.frame import SIZES, Absence, Array, Block, Fate, FrameSpec
 
 MAGIC = b"LIMA"
-VERSION = 4
+VERSION = 5
 _PREFIX = MAGIC + bytes([VERSION])
 _CRC = struct.Struct("<I")
 _HEAD = len(_PREFIX) + _CRC.size
-_DTYPE = re.compile(r"[<>|][biuf][1248]")
-_MOST_COLUMNS = 256
-_END = 2**62
-"""No frame has a number as high as this: there is room to add."""
+MOST_RANKS = 2**15
+"""Ledgers and files have two bytes for the rank of a node."""
 
 Columns = dict[str, tuple[str, bytes]]
 AbsentRange = tuple[int, int, int, str, str]
@@ -47,6 +44,15 @@ class Start(msgspec.Struct, tag="start", frozen=True):
 
     run: str
     source: int
+
+
+class Product(msgspec.Struct, array_like=True, frozen=True):
+    """What a task made of the frames of a block, which goes on to another stage."""
+
+    absences: list[AbsentRange]
+    columns: Columns
+    place: int
+    """Where its data are: 0 there are none, 1 in the slot, 2 in a part that follows."""
 
 
 class BlockMessage(msgspec.Struct, tag="block", frozen=True):
@@ -66,6 +72,10 @@ class BlockMessage(msgspec.Struct, tag="block", frozen=True):
     acquired_at: float = math.nan
     """When it was complete in the ring, seconds since 1970 by the clock of the sender."""
     offset: int = 0
+    products: list[Product] = []
+    """Of the frames, if a node of an earlier stage hands them on."""
+    given_up: tuple[int, str, str] | None = None
+    """Cause, who, detail: nobody shall work on them; who is given them puts them aside."""
 
 
 class Last(msgspec.Struct, tag="last", frozen=True):
@@ -78,11 +88,13 @@ class Last(msgspec.Struct, tag="last", frozen=True):
 
 
 class End(msgspec.Struct, tag="end", frozen=True):
-    """Last message of an acquisition node to each receiver; `discard` after an abort."""
+    """Last message of an acquisition node to each receiver; `discard` after it was aborted."""
 
     run: str
     source: int
     discard: bool
+    why: Literal["over", "leave", "gone"] = "over"
+    """The run is over; or who is told this shall leave; or who says it leaves, and others go on."""
 
 
 class DoneBlock(msgspec.Struct, array_like=True, frozen=True):
@@ -100,6 +112,8 @@ class DoneBlock(msgspec.Struct, array_like=True, frozen=True):
     """By sink, the row of the first frame in the node's file; -1 if it has none."""
     absences: list[tuple[int, AbsentRange]]
     """Track, and the frames without data there."""
+    nodes: list[int] = []
+    """By sink, the rank of the node whose file has the row; nothing if all are of who reports."""
 
 
 class Done(msgspec.Struct, tag="done", frozen=True):
@@ -121,7 +135,9 @@ class Closed(msgspec.Struct, tag="closed", frozen=True):
     errors: list[str]
     remarks: list[str]
     discarded: bool = False
-    """Whether an acquisition node told it to discard the run."""
+    """Whether the acquisition nodes told it to discard the run."""
+    behind: dict[int, dict[str, list[str]]] = {}
+    """The files of nodes of later stages, by their ranks."""
 
 
 class Statistics(msgspec.Struct, tag="statistics", frozen=True):
@@ -160,6 +176,35 @@ class StopRequest(msgspec.Struct, tag="stop", frozen=True):
     reason: str
 
 
+class Given(msgspec.Struct, tag="given", frozen=True):
+    """Which node was given which frames: those who have other pieces of these give them, too."""
+
+    run: str
+    blocks: list[tuple[int, int, int, int]]
+    """First frame, how many, rank of the node, epoch."""
+    settled: list[tuple[int, int]]
+    """First frame, how many: nobody needs them any more."""
+    gone: list[int]
+    """Ranks of nodes that are lost, or have left."""
+
+
+class Over(msgspec.Struct, tag="over", frozen=True):
+    """Every frame has a fate; `discard` if not all were done."""
+
+    run: str
+    discard: bool
+
+
+class Cut(msgspec.Struct, tag="cut", frozen=True):
+    """An acquisition node that follows can give no more, or cannot reach a processing node."""
+
+    run: str
+    source: int
+    node: int
+    """Rank of the node; -1 if it gives nothing to anybody."""
+    why: str
+
+
 class Account(msgspec.Struct, tag="account", frozen=True):
     """The ledger of one acquisition node, as `Ledger.pack` made it, and its logbook."""
 
@@ -172,7 +217,19 @@ class Account(msgspec.Struct, tag="account", frozen=True):
 
 
 Message = (
-    Start | BlockMessage | Last | End | Done | Beat | Statistics | StopRequest | Closed | Account
+    Start
+    | BlockMessage
+    | Last
+    | End
+    | Done
+    | Beat
+    | Statistics
+    | StopRequest
+    | Closed
+    | Account
+    | Given
+    | Over
+    | Cut
 )
 
 _encoder = msgspec.msgpack.Encoder()
@@ -221,159 +278,3 @@ def decode(sent: bytes | memoryview) -> Message:
         return _decoder.decode(content)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"a malformed message: {error}") from None
-
-
-def pack_absences(absences: Mapping[int, Absence]) -> list[AbsentRange]:
-    """Absences by offset as ranges."""
-    ranges: list[AbsentRange] = []
-    for offset in sorted(absences):
-        said = absences[offset]
-        if ranges:
-            first, count, *last = ranges[-1]
-            if offset == first + count and last == [said.cause, said.who, said.detail]:
-                ranges[-1] = (first, count + 1, int(said.cause), said.who, said.detail)
-                continue
-        ranges.append((offset, 1, int(said.cause), said.who, said.detail))
-    return ranges
-
-
-def unpack_absences(ranges: Iterable[AbsentRange], count: int) -> dict[int, Absence]:
-    """The absences in ranges, by offset.
-
-    Raises:
-        ProtocolError: if ranges reach beyond `count` frames, overlap, or a cause is unknown.
-    """
-    absences: dict[int, Absence] = {}
-    named = 0
-    for first, length, cause, who, detail in ranges:
-        named += length
-        if first < 0 or length < 1 or first + length > count or named > count:
-            raise ProtocolError(f"absences {first}+{length} in a block of {count} frames", "block")
-        try:
-            said = Absence(Fate(cause), who, detail)
-        except ValueError:
-            raise ProtocolError(f"unknown fate {cause}", "block") from None
-        absences.update(dict.fromkeys(range(first, first + length), said))
-    return absences
-
-
-def pack_columns(columns: Mapping[str, Array]) -> Columns:
-    """Per-frame columns as bytes."""
-    return {name: (values.dtype.str, values.tobytes()) for name, values in columns.items()}
-
-
-def unpack_columns(columns: Columns, count: int) -> dict[str, Array]:
-    """The columns in bytes.
-
-    Raises:
-        ProtocolError: if one is not `count` numbers.
-    """
-    if len(columns) > _MOST_COLUMNS:
-        raise ProtocolError(f"{len(columns)} columns; at most {_MOST_COLUMNS} are taken", "block")
-    unpacked: dict[str, Array] = {}
-    for name, (dtype, content) in columns.items():
-        if not _DTYPE.fullmatch(dtype):
-            raise ProtocolError(f"column {name}: {dtype[:20]} is no type of numbers", "block")
-        try:
-            values = np.frombuffer(content, dtype)
-        except (TypeError, ValueError) as error:
-            raise ProtocolError(f"column {name}: {error}", "block") from None
-        if len(values) != count:
-            text = f"column {name}: {len(values)} × {dtype} for {count} frames"
-            raise ProtocolError(text, "block")
-        unpacked[name] = values
-    return unpacked
-
-
-def content_of(block: Block) -> memoryview:
-    """The bytes of a block that has data; of encoded frames only those that are used."""
-    data = block.pixels
-    if block.spec.kind == "encoded":
-        data = np.concatenate([block.payload(offset) for offset in range(block.count)])
-    return data.reshape(-1).view(np.uint8).data
-
-
-def _sizes(columns: Mapping[str, Array]) -> Array:
-    sizes = columns.get(SIZES)
-    if sizes is None or sizes.dtype.kind != "u":
-        raise ProtocolError("encoded frames without their sizes", "block")
-    return sizes
-
-
-def _spread(sizes: Array, content: Any, spec: FrameSpec) -> Array:
-    """Encoded frames, each in its place again."""
-    packed = np.frombuffer(content, np.uint8)
-    used = np.minimum(sizes, spec.nbytes).astype(np.int64)
-    if used.sum() != len(packed):
-        raise ProtocolError(f"{len(packed)} bytes of encoded frames, not {used.sum()}", "block")
-    spread = np.empty((len(used), *spec.shape), np.uint8)
-    ends = np.cumsum(used)
-    for room, first, end in zip(spread, ends - used, ends, strict=True):
-        room[: end - first] = packed[first:end]
-    return spread
-
-
-def block_of(message: BlockMessage, spec: FrameSpec, room: int, content: Any) -> Block:
-    """The block a message announces.
-
-    Args:
-        message: its header.
-        spec: what its frames look like.
-        room: the most frames of a block.
-        content: their pixels: an array `(>= count, *spec.shape)`, a buffer with what `content_of`
-            gave, or None when all are absent.
-
-    Raises:
-        ProtocolError: if the pixels do not fit the spec and the count.
-    """
-    count, index = message.count, message.index
-    if not (1 <= count <= room and 0 <= index < _END):
-        text = f"a block of {count} frames from {index} on, where {room} have room"
-        raise ProtocolError(text, "block")
-    absences = unpack_absences(message.absences, count)
-    columns = unpack_columns(message.columns, count)
-    if content is None:
-        if len(absences) < count:
-            raise ProtocolError("a block without pixels whose frames are not all absent", "block")
-    elif isinstance(content, np.ndarray):
-        if spec.kind == "encoded":
-            _sizes(columns)
-        if count > len(content):
-            raise ProtocolError(f"{count} frames in a slot of {len(content)}", "block")
-        content = content[:count]
-    elif spec.kind == "encoded":
-        content = _spread(_sizes(columns), content, spec)
-    else:
-        wanted, given = count * spec.nbytes, memoryview(content).nbytes
-        if given != wanted:
-            raise ProtocolError(f"{given} bytes of pixels, not {wanted}", "block")
-        content = np.frombuffer(content, spec.dtype).reshape(count, *spec.shape)
-    origin = (message.source, message.epoch)
-    return Block(spec, index, count, content, absences, columns, origin, message.acquired_at)
-
-
-def check_done(done: DoneBlock, index: int, count: int, spans: Sequence[int]) -> None:
-    """Refuse a report that cannot be about a block.
-
-    Args:
-        done: the report.
-        index: first frame of the block.
-        count: how many frames it has.
-        spans: for every sink of the plan, how many frames one of its rows stands for.
-
-    Raises:
-        ProtocolError: if it names other frames, rows or sinks than there are.
-    """
-    if done.count != count or len(done.rows) != len(spans):
-        text = f"a report on {done.count} frames in {len(done.rows)} sinks, of {count}"
-        raise ProtocolError(text, "block")
-    if not all(-1 <= row < _END for row in done.rows):
-        raise ProtocolError("a report with rows that cannot be", "block")
-    by_track: dict[int, list[AbsentRange]] = {}
-    for track, part in done.absences:
-        by_track.setdefault(track, []).append(part)
-    for track, parts in by_track.items():
-        if not 0 <= track <= len(spans):
-            raise ProtocolError(f"a report on sink {track} of {len(spans)}", "block")
-        span = spans[track - 1] if track else 1
-        unpack_absences(parts, (index + count) // span - index // span)

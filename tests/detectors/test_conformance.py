@@ -90,6 +90,12 @@ class HasNoRegion(Simulator):
         return count
 
 
+class MixesModulesUp(Simulator):
+    def prepare(self, acquisition: Acquisition, share: Share) -> Acquisition:
+        ours = tuple(sorted(share.modules))
+        return super().prepare(acquisition, share._replace(modules=ours))
+
+
 class TakesAnyTrigger(Simulator):
     def trigger(self) -> None:
         return
@@ -174,6 +180,7 @@ class ForgetsWhatWasAsked(Simulator):
         (RemembersItsStop, "test_after_a_stop_it_can_begin_afresh"),
         (StartsAThread, "test_it_starts_no_thread"),
         (HasNoRegion, "test_a_region_is_cut_from_the_whole"),
+        (MixesModulesUp, "test_modules_are_those_of_the_whole"),
         (TakesAnyTrigger, "test_a_trigger_out_of_place_is_refused"),
         (TakesAnyTrigger, "test_a_software_trigger_releases_its_frames_and_no_more"),
         (NeedsNoTrigger, "test_a_software_trigger_releases_its_frames_and_no_more"),
@@ -189,7 +196,7 @@ class ForgetsWhatWasAsked(Simulator):
     ids=lambda it: it if isinstance(it, str) else it.__name__,
 )
 def test_a_faulty_plugin_does_not_pass(plugin: type[Simulator], test: str) -> None:
-    detector = plugin(shape=(30, 40), pattern="verifiable")
+    detector = plugin(shape=(30, 40), pattern="verifiable", modules=(3, 1))
     try:
         with pytest.raises((AssertionError, DetectorError, pytest.fail.Exception)):
             getattr(Suite(), test)(detector)

@@ -17,7 +17,8 @@ from lima2py.graph.definition import GraphDefinition, TaskDefinition, parse_grap
 from lima2py.graph.flow import Flow
 from lima2py.graph.plan import Plan
 from lima2py.task import RunContext, Sink, Task
-from lima2py.transport.wire import DoneBlock, unpack_absences
+from lima2py.transport.packing import unpack_absences
+from lima2py.transport.wire import DoneBlock
 
 SPEC = FrameSpec.dense(4, 6, "uint16")
 CONTEXT = RunContext(run="f" * 32, name="scan")

@@ -14,11 +14,14 @@ from lima2py.errors import BadGraph
 from lima2py.frame import Absence, Block, Fate, FrameSpec
 from lima2py.graph.definition import TaskDefinition, parse_graph
 from lima2py.graph.flow import Flow
+from lima2py.graph.groups import Groups
+from lima2py.graph.passed import Passed
 from lima2py.graph.plan import Plan
 from lima2py.node.ledger import Ledger
 from lima2py.task import RunContext, Task
 from lima2py.tasks.accumulate import Accumulate
-from lima2py.transport.wire import DoneBlock, check_done
+from lima2py.transport.packing import check_done
+from lima2py.transport.wire import DoneBlock
 from tests.graph.test_flow import Keep
 
 SPEC = FrameSpec.dense(3, 5, "uint16")
@@ -112,7 +115,7 @@ def test_a_frame_counts_as_done_only_when_its_group_is_complete() -> None:
 
 def test_only_the_last_group_is_shorter_once_it_is_known_where_the_frames_end() -> None:
     """The rest of the others may wait elsewhere still, when the acquisition has ended."""
-    flow = Flow(plan_of(accumulating(4)), RunContext("0" * 32, "g"), 100, {0: 10})
+    flow = Flow(plan_of(accumulating(4)), RunContext("0" * 32, "g"), 100, {0: {10}})
     told = []
     for block in blocks([2, 2, 4, 2]):
         flow.process(block)
@@ -208,3 +211,21 @@ def test_every_acquisition_node_may_have_a_group_waiting() -> None:
         told.append([done.index for done in flow.collect(idle=True)])
     flow.finish()
     assert told == [[]] * 9 + [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+
+
+@pytest.mark.parametrize(
+    ("ends", "told"),
+    [({}, [0, 3]), ({1: {8, 21}}, [0, 3, 6]), ({1: {21}}, [0, 3]), ({1: {0}}, [0, 3, 6])],
+)
+def test_a_group_is_complete_where_a_detector_behind_its_sender_ends(
+    ends: dict[int, set[int]], told: list[int]
+) -> None:
+    """Of the frames 6 to 11 one sender gave two; another one begins to give them anew."""
+    groups = Groups(6, 0, 10, ends)
+    blocks = ((0, 3, 1), (3, 3, 1), (6, 2, 1), (6, 3, 2))
+    passed = [Passed(DoneBlock(index, count, source, 0, [], []), [])
+              for index, count, source in blocks]  # fmt: skip
+    for one in passed:
+        groups.note(one.done)
+    ready, _ = groups.divide(passed)
+    assert [one.done.index for one in ready] == told

@@ -14,7 +14,7 @@ from lima2py.graph.flow import Flow
 from lima2py.graph.passed import keep_worst
 from lima2py.graph.plan import Plan
 from lima2py.task import RunContext
-from lima2py.transport.wire import unpack_absences
+from lima2py.transport.packing import unpack_absences
 
 SPEC = FrameSpec.dense(2, 3, "uint16")
 GROUP, NB_FRAMES = 12, 24

@@ -244,7 +244,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {name: str(folder / f"{name}.npy") for name in ("mask", "dark", "flat")}
 
 
-@settings(max_examples=10, phases=[Phase.generate])  # a smaller graph would have to be compiled
+@settings(max_examples=6, phases=[Phase.generate])  # a smaller graph would have to be compiled
 @given(data=st.data())
 def test_random_graphs_give_the_same_fused_and_one_by_one(
     images: dict[str, str], data: st.DataObject

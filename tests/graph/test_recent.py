@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from lima2py.frame import Absence, Block, Fate, FrameSpec, Ragged
 from lima2py.graph import recent
 from lima2py.graph.recent import Recent
+from lima2py.task import RunContext
 from lima2py.transport.products import pack_product, product_of
 
 SPEC = FrameSpec("vector", (10,), np.dtype("f8"))
+RUN = RunContext(run="0" * 32, name="test")
 
 
 def block(index: int, count: int = 2) -> Block:
@@ -21,7 +23,7 @@ def block(index: int, count: int = 2) -> Block:
 
 @given(st.lists(st.integers(1, 7), max_size=8), st.integers(1, 40))
 def test_a_reader_gets_every_block_once_and_in_order(reads: list[int], blocks: int) -> None:
-    kept = Recent(SPEC)
+    kept = Recent(SPEC, RUN)
     for index in range(blocks):
         kept.keep(block(2 * index))
     kept.end()
@@ -37,7 +39,7 @@ def test_a_reader_gets_every_block_once_and_in_order(reads: list[int], blocks: i
 
 def test_the_oldest_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recent, "BUDGET", 5000)
-    kept = Recent(SPEC)
+    kept = Recent(SPEC, RUN)
     for index in range(100):
         kept.keep(block(index))
     found, *_ = kept.after(-1, 1000)
@@ -45,7 +47,7 @@ def test_the_oldest_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_reader_is_given_no_more_at_once_than_so_many_bytes() -> None:
-    kept = Recent(SPEC)
+    kept = Recent(SPEC, RUN)
     for index in range(10):
         kept.keep(block(2 * index))
     kept.end()
@@ -59,14 +61,14 @@ def test_what_a_block_has_besides_its_data_counts_too(monkeypatch: pytest.Monkey
     monkeypatch.setattr(recent, "BUDGET", 1_000_000)
     absences = dict.fromkeys(range(500), Absence(Fate.REJECTED, "veto"))
     columns = {"timestamp": np.zeros(1000), "pulse": np.zeros(1000, "u4")}
-    kept = Recent(SPEC)
+    kept = Recent(SPEC, RUN)
     for index in range(100):
         kept.keep(Block(SPEC, 1000 * index, 1000, np.zeros((1000, 10)), absences, columns))
     assert len(kept.after(-1, 1000)[0]) == 1_000_000 // (80_000 + 50_000 + 12_000 + 1000)
 
 
 def test_blocks_without_frames_are_not_kept() -> None:
-    kept = Recent(SPEC)
+    kept = Recent(SPEC, RUN)
     kept.keep(Block(SPEC, 3, 0, None))
     assert kept.after(-1, 10) == ([], -1, False)
 

@@ -96,7 +96,7 @@ def processed(task: Task, data: Array, spec: FrameSpec | None = None) -> Array:
     return made
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     st.sampled_from(["u2", "i4", "f4"]),
     st.sampled_from(SPLITS),
@@ -174,7 +174,7 @@ def test_the_spread_of_the_pixels_of_a_ring_is_that_of_pyfai(tmp_path: Path, dty
         np.testing.assert_allclose(rows["sigma"][there], expected.sigma[there], rtol=2e-5)
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(st.integers(0, 2**32), st.sampled_from([0.1, 0.7]), st.booleans())
 def test_the_spread_of_the_pixels_of_a_bin_is_weighted_by_their_shares(
     tmp_path_factory: pytest.TempPathFactory, seed: int, filled: float, runs: bool

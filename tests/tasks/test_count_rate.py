@@ -63,8 +63,15 @@ def true_counts(counts: Array, lost: float, model: str) -> Array:
     return np.divide(counts, 1 - counts * lost)
 
 
-@pytest.mark.parametrize("model", ["non-paralysable", "paralysable"])
-@pytest.mark.parametrize(("dtype", "most"), [("u2", 65535), ("i4", 10**6), ("f8", 1e6)])
+@pytest.mark.parametrize(
+    ("model", "dtype", "most"),
+    [
+        ("non-paralysable", "u2", 65535),
+        ("paralysable", "i4", 10**6),
+        ("non-paralysable", "f8", 1e6),
+        ("paralysable", "f8", 1e6),
+    ],
+)
 def test_counts_are_corrected_up_to_the_highest_rate(model: str, dtype: str, most: float) -> None:
     data = np.linspace(0, most, 4000).astype(dtype).reshape(1, 1, 40, 100)
     highest = 0.6 * most  # counts of a frame

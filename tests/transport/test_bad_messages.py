@@ -15,7 +15,7 @@ import zmq
 from lima2py.errors import ProtocolError
 from lima2py.frame import SIZES, Fate, FrameSpec
 from lima2py.ring import RingShape
-from lima2py.transport import wire
+from lima2py.transport import packing, wire
 from lima2py.transport.pull import Pull, Sender
 from lima2py.transport.sockets import connect, new_context, new_socket
 from tests.fuzz import Fuzz
@@ -33,7 +33,7 @@ class Rig:
         self.context = new_context()
         ring = RingShape(frames=4, slots=8, stride=4096)
         self.pull = Pull(
-            self.context, RUN, 0, "inc", SPEC, [Sender(1, f"ipc://{folder}/books", ring, None)],
+            self.context, RUN, 0, "inc", [Sender(1, f"ipc://{folder}/books", ring, SPEC, None)],
             ["tcp://127.0.0.1:*"], 4,
         )  # fmt: skip
         self.peer = new_socket(self.context, zmq.PUSH, hwm=0)
@@ -145,7 +145,7 @@ def test_strangers_who_never_pause_do_not_keep_the_node_from_flushing(rig: Rig) 
 
 def test_a_report_that_cannot_be_about_a_block_is_refused() -> None:
     good = wire.DoneBlock(6, 4, 0, 1, [0, 7], [(1, (0, 4, int(Fate.NOT_SAVED), "raw", ""))])
-    wire.check_done(good, 6, 4, [1, 4])
+    packing.check_done(good, 6, 4, [1, 4])
     lost = int(Fate.TASK_FAILED)
     for wrong in (
         {"count": 5},
@@ -160,7 +160,7 @@ def test_a_report_that_cannot_be_about_a_block_is_refused() -> None:
         {"absences": [(0, (0, 1, 98, "", ""))]},
     ):
         with pytest.raises(ProtocolError) as caught:
-            wire.check_done(msgspec.structs.replace(good, **wrong), 6, 4, [1, 4])
+            packing.check_done(msgspec.structs.replace(good, **wrong), 6, 4, [1, 4])
         assert caught.value.reason == "block"
 
 
@@ -178,7 +178,7 @@ def test_thousands_of_bad_messages_are_refused_or_taken_for_sound_ones() -> None
 def test_a_check_that_is_missing_is_found(
     name: str, lax: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, name, lax)
+    monkeypatch.setattr(packing, name, lax)
     fuzz = Fuzz(seed=5)
     for _ in range(200):
         fuzz.go(1000)

@@ -47,3 +47,24 @@ def test_what_nobody_does_is_absent_on_every_track() -> None:
     assert [said for track, said in done.absences if track == 1] == frames
     assert [said for track, said in done.absences if track == 2] == [(0, 1, *lost)]  # frame 0 to 4
     assert not [said for track, said in done.absences if track == 3]
+
+
+def test_parts_of_a_block_that_are_settled_apart_free_its_slot_together() -> None:
+    queue = Dispatch("least_loaded", 8, 4)
+    queue.add(0, 4)
+    flying = InFlight(queue)
+    block = item(0, 3, slot=7)
+    block.group = 0
+    flying.add(block)
+    whole = queue.next()
+    assert whole is not None
+    first = flying.cut(whole, 1)
+    second = flying.find(1)
+    assert second is not None
+    assert (first.block.count, second.block.count, second.offset) == (1, 2, 1)
+    assert [(part.owner, part.epoch) for part in (first, second)] == [(0, 0), (0, 0)]
+    assert queue.loads == {0: 2}
+    assert flying.settle(first) == -1
+    assert flying.settle(second) == 7
+    assert queue.loads == {0: 0}
+    assert not flying

@@ -16,11 +16,12 @@ from lima2py.frame import Absence, Block, Fate, FrameSpec
 from lima2py.memory import Heap, Shared
 from lima2py.policies import Policies
 from lima2py.ring import Arena, Ring, RingShape
-from lima2py.transport import wire
-from lima2py.transport.board import NOTHING, Board
+from lima2py.transport import packing, wire
+from lima2py.transport.answers import Answers
+from lima2py.transport.board import NOTHING, SAVING, Board
 from lima2py.transport.line import Receiver
 from lima2py.transport.pull import Pull, Sender
-from lima2py.transport.push import Answers, Push
+from lima2py.transport.push import Push
 from lima2py.transport.sockets import new_context
 
 SPEC = FrameSpec.dense(8, 8, "uint16")
@@ -34,7 +35,7 @@ class Node:
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], folder: Path, rank: int,
                  sender: Sender, share: bool) -> None:  # fmt: skip
         self.pull = Pull(
-            context, RUN, rank, f"inc{rank}", SPEC, [sender], [f"ipc://{folder}/n{rank}"], 4, share
+            context, RUN, rank, f"inc{rank}", [sender], [f"ipc://{folder}/n{rank}"], 4, share
         )
         self.got: dict[int, int] = {}
         self.mute = False
@@ -49,12 +50,12 @@ class Node:
             for frame in block.frames():
                 assert frame.index not in self.got
                 self.got[frame.index] = -1 if frame.data is None else int(frame.data.sum())
-            absences = [(0, part) for part in wire.pack_absences(block.absences)]
+            absences = [(0, part) for part in packing.pack_absences(block.absences)]
             done = wire.DoneBlock(block.index, block.count, *block.origin, [], absences)
             self.pull.acknowledge([done])
             self.board.write(0, NOTHING)
         self.board.close()
-        self.pull.farewell({}, [], [])
+        self.pull.farewell({}, [], [], {})
         self.pull.close()
 
     @property
@@ -73,7 +74,9 @@ class Rig:
         self.arena = Arena(Shared() if shared else Heap(), SHAPE.nbytes)
         self.ring = Ring(SPEC, SHAPE, self.arena)
         self.books = Answers(self.context, [f"ipc://{folder}/books"])
-        sender = self.sender = Sender(0, self.books.addresses[0], SHAPE, self.arena.buffer.handle)
+        sender = self.sender = Sender(
+            0, self.books.addresses[0], SHAPE, SPEC, self.arena.buffer.handle
+        )
         self.folder, self.shared = folder, shared
         self.nodes = [Node(self.context, folder, rank, sender, shared) for rank in range(nodes)]
         receivers = [node.receiver for node in self.nodes]
@@ -161,13 +164,13 @@ def test_how_a_node_is_doing_is_told_by_itself_only(tmp_path: Path, rigs: list[R
     told: list[wire.Statistics] = []
     rig.push.on_statistics = told.append
     stranger = Pull(
-        rig.context, RUN, 1, "another start of it", SPEC,
+        rig.context, RUN, 1, "another start of it",
         list(rig.nodes[0].pull._senders.values()), [f"ipc://{tmp_path}/stranger"], 4,
     )  # fmt: skip
     doing = (125.5, {"masked+view": 0.25, "raw": 0.5}, 0.5, 4096)
     stranger.report(*doing)
     rig.nodes[1].pull.report(*doing)
-    while not told or not rig.push.refused:
+    while not told or not rig.push.status()["refused"]:
         rig.push.listen()
     stranger.close()
     assert told == [wire.Statistics(RUN, 1, "inc1", *doing)]
@@ -222,7 +225,7 @@ def test_a_mute_node_holds_up_nobody_who_fills_the_ring(tmp_path: Path, rigs: li
     for index in range(0, 4 * SHAPE.slots, 4):
         rig.send(index)
     assert rig.push.in_flight == {0: 4}
-    assert rig.push.waiting == SHAPE.slots - 4
+    assert rig.push.status()["waiting"] == SHAPE.slots - 4
     assert rig.ring.take() is None
     rig.push.abort()
     rig.finish()
@@ -352,6 +355,43 @@ def test_a_frame_that_brings_down_two_nodes_is_poison(tmp_path: Path, rigs: list
     assert [part[2] for _, part in rig.settled[0][1]] == [Fate.POISON]
     assert rig.put_aside == [0]
     assert rig.ring.used == 0
+
+
+def test_what_a_node_had_that_died_while_it_saved_is_tried_block_by_block(
+    tmp_path: Path, rigs: list[Rig]
+) -> None:
+    rig = Rig(tmp_path, 2, True)
+    rigs.append(rig)
+    rig.nodes[0].mute = True
+    for index in range(0, 24, 4):
+        rig.send(index)
+    had = rig.push.in_flight[0]
+    assert had > 1
+    rig.nodes[0].board.write(0, SAVING)
+    rig.push.lose({0: "killed while it flushed"})
+    rig.finish()
+    assert rig.settled == dict.fromkeys(range(0, 24, 4), (1, []))
+
+
+def test_a_frame_that_brings_down_nodes_while_they_save_is_found(
+    tmp_path: Path, rigs: list[Rig]
+) -> None:
+    """First its block is tried alone, then its frames."""
+    rig = Rig(tmp_path, 4, True)
+    rigs.append(rig)
+    for node in rig.nodes[:3]:
+        node.mute = True
+    rig.send(0)
+    for opened in ([0], [0], [0, 1, 2, 3]):
+        assert sorted(rig.push.still_open) == opened
+        (owner,) = (rank for rank, load in rig.push.in_flight.items() if load)
+        rig.nodes[owner].board.write(0, SAVING)
+        rig.push.lose({owner: "segmentation fault"})
+        rig.settle(rig.push.collect(idle=True))
+    rig.finish()
+    fates = {index: [part[2] for _, part in found] for index, (_, found) in rig.settled.items()}
+    assert fates == {0: [Fate.POISON], 1: [], 2: [], 3: []}
+    assert rig.nodes[3].got == {1: 64, 2: 128, 3: 192}
 
 
 @pytest.mark.parametrize("at", [NOTHING, 4])
@@ -500,8 +540,8 @@ def test_what_does_not_belong_to_the_run_is_counted_and_dropped(
     folder = tmp_path_factory.mktemp("z")
     context = new_context()
     books = Answers(context, [f"ipc://{folder}/books"])
-    sender = Sender(0, books.addresses[0], SHAPE, None)
-    pull = Pull(context, RUN, 0, "inc", SPEC, [sender], [f"ipc://{folder}/p"], 4)
+    sender = Sender(0, books.addresses[0], SHAPE, SPEC, None)
+    pull = Pull(context, RUN, 0, "inc", [sender], [f"ipc://{folder}/p"], 4)
     push = context.socket(zmq.PUSH)
     push.connect(pull.addresses[0])
     try:

@@ -13,7 +13,14 @@ import msgspec
 import pytest
 import zmq
 
-from lima2py.errors import BadCommand, BadParameter, LimaError, NodeError, ProtocolError
+from lima2py.errors import (
+    BadCommand,
+    BadParameter,
+    LimaError,
+    NeedsLease,
+    NodeError,
+    ProtocolError,
+)
 from lima2py.transport.rpc import Client, Server
 from lima2py.transport.sockets import new_context
 from lima2py.transport.wire import MAGIC, VERSION, seal, unseal
@@ -22,6 +29,8 @@ Stranger = zmq.Socket[bytes]
 PING = seal(b"\x93\x01\xa4ping\x80")
 OTHER_VERSION = MAGIC + bytes([VERSION + 1])
 go_on = threading.Event()
+made = threading.Semaphore(0)
+"""Counts large answers."""
 
 
 def _refuse(what: str) -> None:
@@ -30,6 +39,11 @@ def _refuse(what: str) -> None:
 
 def _break() -> None:
     raise ZeroDivisionError("a fault")
+
+
+def _large() -> bytes:
+    made.release()
+    return bytes(2**22)
 
 
 @pytest.fixture
@@ -51,7 +65,12 @@ def server(tmp_path: Path, context: zmq.Context[zmq.Socket[bytes]]) -> Iterator[
             "wait": lambda: go_on.wait(),
             "undecodable": lambda: _refuse(os.fsdecode(b"\xff")),
         },
-        {"look": lambda: {"state": "idle"}, "unsayable": object},
+        {"touch": lambda: "touched"},
+        {
+            "look": lambda: {"state": "idle"},
+            "unsayable": object,
+            "large": _large,
+        },
     )
     thread = threading.Thread(target=server.serve)
     thread.start()
@@ -89,6 +108,15 @@ def test_a_command_is_answered(client: Client) -> None:
     assert client.call("look") == {"state": "idle"}
 
 
+def test_who_has_no_lease_or_an_old_one_can_only_look(client: Client) -> None:
+    assert client.call("touch", writer=3) == "touched"
+    assert client.call("look") == {"state": "idle"}
+    with pytest.raises(NeedsLease, match="touch: only a session that commands"):
+        client.call("touch")
+    with pytest.raises(BadCommand, match="add: another session has taken over"):
+        client.call("add", writer=2, a=1, b=2)
+
+
 def test_an_error_comes_back_as_the_same_class_and_text(client: Client) -> None:
     with pytest.raises(BadParameter, match="what: this cannot be"):
         client.call("refuse", what="this")
@@ -100,7 +128,7 @@ def test_a_fault_of_the_node_comes_back_with_its_name(client: Client) -> None:
 
 
 def test_an_unknown_command_is_refused_with_those_there_are(client: Client) -> None:
-    with pytest.raises(NodeError, match="known: add, break, look, ping"):
+    with pytest.raises(NodeError, match="known: add, break, large, look, ping"):
         client.call("nonsense")
 
 
@@ -263,3 +291,27 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.001)
+
+
+def test_answers_to_who_does_not_read_them_are_not_piled_up(
+    context: zmq.Context[zmq.Socket[bytes]], address: str
+) -> None:
+    request = seal(msgspec.msgpack.encode([7, "large", {}]))
+    client = Client(context, address, "proc0")
+    with context.socket(zmq.DEALER) as greedy:
+        greedy.linger = 0
+        greedy.rcvhwm = 1
+        greedy.connect(address)
+        for _ in range(50):
+            greedy.send(request)
+        assert all(made.acquire(timeout=10) for _ in range(50))
+        assert client.call("look") == {"state": "idle"}
+        answers = 0
+        while greedy.poll(500):
+            assert len(greedy.recv()) > 2**22
+            answers += 1
+        assert 1 <= answers < 10
+        greedy.send(request)
+        assert greedy.poll(10_000)  # who has read them is answered again
+    assert len(client.call("large")) == 2**22
+    client.close()

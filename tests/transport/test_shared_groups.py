@@ -7,7 +7,7 @@ can die, leave and come between any two of them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,17 +17,17 @@ import zmq
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lima2py.errors import ProtocolError
 from lima2py.frame import Block, Fate
 from lima2py.graph.flow import Flow
 from lima2py.node.ledger import Ledger
 from lima2py.node.sharing import credits_for
 from lima2py.policies import Policies
 from lima2py.task import RunContext
-from lima2py.transport import push as push_module
-from lima2py.transport import wire
+from lima2py.transport import lines as lines_module
+from lima2py.transport import packing, wire
 from lima2py.transport.board import NOTHING, SAVING, At
 from lima2py.transport.in_flight import Settled
-from lima2py.transport.inbox import Received
 from lima2py.transport.line import Receiver
 from lima2py.transport.push import Push
 from lima2py.transport.refusals import Refusals
@@ -42,15 +42,17 @@ LOSSES = 3
 class Postbox:
     """What nodes answer, until `Push` takes it."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]]) -> None:
-        self.socket = context.socket(zmq.PULL)
+    def __init__(self) -> None:
+        self.poller = zmq.Poller()
         self.refused = Refusals("an answer")
         self.answers: deque[wire.Message] = deque()
 
-    def receive(self) -> Received:
-        if not self.answers:
-            raise zmq.Again
-        return Received(self.answers.popleft(), [])
+    def hand(self, run: str, take: Callable[[wire.Message], None], wait: bool) -> None:
+        while self.answers:
+            try:
+                take(self.answers.popleft())
+            except ProtocolError as error:
+                self.refused.note(error)
 
 
 @dataclass
@@ -67,7 +69,7 @@ class Node:
     def __post_init__(self) -> None:
         self.at = At(0, NOTHING, 0.0)
         self.plan = plan_of(accumulating(self.size))
-        self.ends: dict[int, int] = {}
+        self.ends: dict[int, set[int]] = {}
         self.flow = Flow(self.plan, RunContext(RUN, "g"), self.credits, self.ends)
 
     @property
@@ -82,7 +84,7 @@ class Node:
         """Take one message; whether it survives that."""
         message, pixels = self.inbox.popleft()
         if isinstance(message, wire.BlockMessage):
-            block = wire.block_of(message, SPEC, 99, pixels)
+            block = packing.block_of(message, SPEC, 99, pixels)
             self.at = At(0, block.index, 0.0)
             for frame in block.frames():
                 if frame.index in poison and frame.data is not None:
@@ -90,7 +92,7 @@ class Node:
             self.flow.process(block)
             self.at = At(0, NOTHING, 0.0)
         elif isinstance(message, wire.Last):
-            self.ends[0] = message.end
+            self.ends[0] = {message.end}
         elif isinstance(message, wire.End):
             self.leave()
         return True
@@ -120,8 +122,16 @@ class Line:
     def at(self) -> At:
         return self._node.at
 
-    def send(self, message: wire.Message, content: memoryview | None = None) -> None:
+    def send(self, message: wire.Message) -> None:
         self._node.inbox.append((message, None))
+
+    def give(self, run: str, source: int, epoch: int, block: Block, slot: int, offset: int,
+             given_up: None = None) -> None:  # fmt: skip
+        absences = packing.pack_absences(block.absences)
+        message = wire.BlockMessage(
+            run, source, epoch, block.index, block.count, slot, absences, {}, 0.0, offset
+        )
+        self._node.inbox.append((message, block.data))
 
     def hear(self, at: At | None = None) -> None:
         return
@@ -141,7 +151,7 @@ class World:
 
     def __init__(self, nodes: int, size: int, slots: int, poison: frozenset[int], **policies: Any):
         self.context = zmq.Context[zmq.Socket[bytes]]()
-        self.postbox = Postbox(self.context)
+        self.postbox = Postbox()
         self.size, self.slots, self.poison = size, slots, poison
         self.credits = credits_for(slots, nodes, size)
         self.all: dict[int, Node] = {}
@@ -229,7 +239,7 @@ class World:
                 break
             self.settle(found)
         else:
-            pytest.fail(f"it hangs: {self.push.in_flight}, {self.push.waiting} wait")
+            pytest.fail(f"it hangs: {self.push.status()}")
 
     def close(self) -> None:
         self.push.close()
@@ -253,8 +263,7 @@ steps = st.lists(
 
 @pytest.fixture
 def lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(push_module, "Line", Line)
-    monkeypatch.setattr(push_module, "_PATIENCE_MS", 0)
+    monkeypatch.setattr(lines_module, "Line", Line)
 
 
 @settings(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lima2py.errors import ProtocolError
 from lima2py.frame import SIZES, Absence, Array, Block, Fate, FrameSpec
-from lima2py.transport import wire
+from lima2py.transport import packing, wire
 
 SPEC = FrameSpec.dense(3, 4, "uint16")
 absences = st.dictionaries(
@@ -96,22 +96,22 @@ def test_another_version_is_refused_with_both_versions() -> None:
 
 @given(absences)
 def test_absences_come_back_as_they_were(found: dict[int, Absence]) -> None:
-    ranges = wire.pack_absences(found)
-    assert wire.unpack_absences(ranges, 20) == found
+    ranges = packing.pack_absences(found)
+    assert packing.unpack_absences(ranges, 20) == found
     plain = msgspec.msgpack.decode(msgspec.msgpack.encode(ranges))
-    assert wire.unpack_absences(plain, 20) == found
+    assert packing.unpack_absences(plain, 20) == found
 
 
 def test_equal_absences_of_neighbours_travel_as_one() -> None:
     gap = Absence(Fate.DETECTOR_GAP, "simulator")
-    assert len(wire.pack_absences(dict.fromkeys(range(1000), gap))) == 1
+    assert len(packing.pack_absences(dict.fromkeys(range(1000), gap))) == 1
 
 
 def test_an_absence_beyond_the_block_is_refused() -> None:
     with pytest.raises(ProtocolError, match="block of 4 frames"):
-        wire.unpack_absences([(3, 2, 10, "x", "")], 4)
+        packing.unpack_absences([(3, 2, 10, "x", "")], 4)
     with pytest.raises(ProtocolError, match="unknown fate 77"):
-        wire.unpack_absences([(0, 1, 77, "x", "")], 4)
+        packing.unpack_absences([(0, 1, 77, "x", "")], 4)
 
 
 def _message(block: Block) -> wire.BlockMessage:
@@ -122,8 +122,8 @@ def _message(block: Block) -> wire.BlockMessage:
         block.index,
         block.count,
         -1,
-        wire.pack_absences(block.absences),
-        wire.pack_columns(block.columns),
+        packing.pack_absences(block.absences),
+        packing.pack_columns(block.columns),
         block.acquired_at,
     )
 
@@ -134,7 +134,7 @@ def test_a_block_comes_back_as_it_was(count: int, index: int) -> None:
     gone = {0: Absence(Fate.CORRUPT, "plugin", "crc")} if count > 1 else {}
     columns = {"timestamp": np.linspace(0, 1, count)}
     block = Block(SPEC, index, count, data, gone, columns, (1, 2), 1.7e9)
-    back = wire.block_of(_message(block), SPEC, 20, data.tobytes())
+    back = packing.block_of(_message(block), SPEC, 20, data.tobytes())
     assert (back.index, back.count, back.absences, back.origin) == (index, count, gone, (1, 2))
     assert back.acquired_at == 1.7e9
     assert back.data is not None
@@ -146,15 +146,15 @@ def test_a_block_comes_back_as_it_was(count: int, index: int) -> None:
 def test_pixels_of_the_wrong_size_are_refused(wrong: bytes) -> None:
     block = Block(SPEC, 0, 1, np.zeros((1, 1, 3, 4), np.uint16))
     with pytest.raises(ProtocolError, match="not 24"):
-        wire.block_of(_message(block), SPEC, 20, wrong)
+        packing.block_of(_message(block), SPEC, 20, wrong)
 
 
 def test_missing_pixels_are_refused_unless_all_are_absent() -> None:
     block = Block(SPEC, 0, 2, np.zeros((2, 1, 3, 4), np.uint16))
     with pytest.raises(ProtocolError, match="without pixels"):
-        wire.block_of(_message(block), SPEC, 20, None)
+        packing.block_of(_message(block), SPEC, 20, None)
     gone = Block.absent(SPEC, 0, 2, Absence(Fate.DETECTOR_GAP, "x"))
-    assert wire.block_of(_message(gone), SPEC, 20, None).data is None
+    assert packing.block_of(_message(gone), SPEC, 20, None).data is None
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_missing_pixels_are_refused_unless_all_are_absent() -> None:
 )
 def test_columns_that_are_not_one_number_a_frame_are_refused(column: tuple[str, bytes]) -> None:
     with pytest.raises(ProtocolError, match="column c"):
-        wire.unpack_columns({"c": column}, 1)
+        packing.unpack_columns({"c": column}, 1)
 
 
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=6), st.integers(0, 2**16))
@@ -170,22 +170,22 @@ def test_encoded_frames_travel_as_the_bytes_that_are_used(sizes: list[int], seed
     spec = FrameSpec.encoded(SPEC, "bslz4", 12)
     data = np.random.default_rng(seed).integers(0, 256, (len(sizes), 12)).astype(np.uint8)
     block = Block(spec, 5, len(sizes), data, columns={SIZES: np.array(sizes, np.uint64)})
-    content = wire.content_of(block)
+    content = packing.content_of(block)
     assert content.nbytes == sum(sizes)
-    packed = wire.pack_columns(block.columns)
+    packed = packing.pack_columns(block.columns)
     message = wire.BlockMessage("r", 0, 0, 5, len(sizes), -1, [], packed)
-    found = wire.block_of(message, FrameSpec.from_plain(spec.plain()), 6, bytes(content))
+    found = packing.block_of(message, FrameSpec.from_plain(spec.plain()), 6, bytes(content))
     assert found.spec == spec
     for offset, size in enumerate(sizes):
         assert bytes(found.payload(offset)) == bytes(data[offset, :size])
     for wrong in (bytes(content) + b"x", bytes(content)[:-1] if sum(sizes) else b"y"):
         with pytest.raises(ProtocolError, match="bytes of encoded frames"):
-            wire.block_of(message, spec, 6, wrong)
+            packing.block_of(message, spec, 6, wrong)
 
 
 @pytest.mark.parametrize("columns", [{}, {SIZES: np.array([-1, 5])}, {SIZES: np.array([2.0, 2.0])}])
 def test_encoded_frames_without_their_sizes_are_refused(columns: dict[str, Array]) -> None:
     spec = FrameSpec.encoded(SPEC, "bslz4", 12)
-    message = wire.BlockMessage("r", 0, 0, 0, 2, -1, [], wire.pack_columns(columns))
+    message = wire.BlockMessage("r", 0, 0, 0, 2, -1, [], packing.pack_columns(columns))
     with pytest.raises(ProtocolError, match="without their sizes"):
-        wire.block_of(message, spec, 2, b"1234")
+        packing.block_of(message, spec, 2, b"1234")
