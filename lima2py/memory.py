@@ -16,46 +16,23 @@ import platform
 from abc import ABC, abstractmethod
 from functools import cache
 from pathlib import Path
-from typing import Annotated
 
 import msgspec
 import numpy as np
 import psutil
-from pydantic import Field
 
 from lima2py.errors import LimaError
-from lima2py.units import Bytes, Model, as_size
+from lima2py.memory_settings import MemorySettings
+from lima2py.units import as_size
 
 PAGE = mmap.PAGESIZE
 _POPULATE_WRITE = 23
 """MADV_POPULATE_WRITE of linux/mman.h, from Linux 5.14 on."""
-
-
-class MemorySettings(Model):
-    """How a node takes its memory and which processors it uses."""
-
-    ring: Annotated[Bytes, Field(ge=2**16)] = 256 * 2**20
-    """The most memory for frames in an acquisition node, in bytes; runs that are still processed
-    share it with the one that acquires."""
-    locked: bool = False
-    """Keep the ring in memory (mlock); refused when the limit on locked memory is too low."""
-    numa_node: Annotated[int, Field(ge=0)] | None = None
-    """Take the ring from this NUMA node; from wherever the system likes when not given."""
-    cpus: tuple[Annotated[int, Field(ge=0)], ...] = ()
-    """Run only on these processors; on all when empty."""
-
-    def apply_affinity(self) -> None:
-        """Bind this process to `cpus`.
-
-        Raises:
-            LimaError: if this host has no such processor.
-        """
-        if not self.cpus:
-            return
-        available = os.sched_getaffinity(0)
-        if not set(self.cpus) <= available:
-            raise LimaError(f"cpus {sorted(self.cpus)}: this host allows {sorted(available)}")
-        os.sched_setaffinity(0, self.cpus)
+_PUNCH_HOLE = 1 | 2
+"""FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE of linux/falloc.h."""
+_NO_RESERVE = 0x40 if platform.machine().startswith("ppc") else 0x4000
+"""MAP_NORESERVE of linux/mman.h, which Python's `mmap` has from 3.12 on only."""
+_TRANSPARENT = Path("/sys/kernel/mm/transparent_hugepage")
 
 
 class Buffer:
@@ -64,11 +41,17 @@ class Buffer:
     Attributes:
         bytes: the memory, as an array of uint8.
         handle: how another process on this host finds it; None for private memory.
+        page: what is committed and released is a multiple of this, in bytes.
+        locked: whether what is committed is kept in physical memory.
     """
 
-    def __init__(self, region: mmap.mmap, handle: Handle | None = None, fd: int = -1):
+    def __init__(
+        self, region: mmap.mmap, handle: Handle | None = None, fd: int = -1, page: int = PAGE
+    ):
         self.bytes = np.frombuffer(region, np.uint8)
         self.handle = handle
+        self.page = page
+        self.locked = False
         self._fd = fd
 
     def commit(self, first: int, nbytes: int) -> None:
@@ -78,14 +61,37 @@ class Buffer:
             LimaError: if there is not enough.
         """
         check_available(nbytes)
-        part = self.bytes[first : first + nbytes]
         try:
             if self._fd >= 0:
                 os.posix_fallocate(self._fd, first, nbytes)
         except OSError as error:
+            if self.page > PAGE:
+                raise LimaError(
+                    f"{as_size(nbytes)} of huge pages: too few are free; let the host keep more of"
+                    " them (sysctl vm.nr_hugepages=N), or use a smaller ring"
+                ) from None
             raise _no_memory(nbytes, error) from None
-        address, size = ctypes.c_void_p(part.ctypes.data), ctypes.c_size_t(nbytes)
-        _libc().madvise(address, size, _POPULATE_WRITE)  # where it is not known: a bit later
+        where = self._address(first), ctypes.c_size_t(nbytes)
+        _libc().madvise(*where, _POPULATE_WRITE)  # where it is not known: a bit later
+        if self.locked and _libc().mlock(*where):
+            raise LimaError(
+                f"locking {as_size(nbytes)} of memory: {os.strerror(ctypes.get_errno())}; raise the"
+                " limit (ulimit -l, LimitMEMLOCK= in a systemd unit) or set locked: false"
+            )
+
+    def release(self, first: int, nbytes: int) -> None:
+        """Give committed memory back to the system; what it held is gone."""
+        where = self._address(first), ctypes.c_size_t(nbytes)
+        if self.locked:
+            _libc().munlock(*where)
+        if self._fd >= 0:
+            offsets = ctypes.c_long(first), ctypes.c_long(nbytes)
+            _libc().fallocate(ctypes.c_int(self._fd), ctypes.c_int(_PUNCH_HOLE), *offsets)
+        else:
+            _libc().madvise(*where, mmap.MADV_DONTNEED)
+
+    def _address(self, first: int) -> ctypes.c_void_p:
+        return ctypes.c_void_p(self.bytes.ctypes.data + first)
 
     def close(self) -> None:
         """Let go of it; the memory lives on while an array of it does. May be called twice."""
@@ -133,31 +139,58 @@ class Allocator(ABC):
 
 
 class Heap(Allocator):
-    """Private memory of this process."""
+    """Private memory of this process.
+
+    Args:
+        huge_pages: whether in transparent huge pages.
+    """
+
+    def __init__(self, huge_pages: bool = False):
+        self._huge = huge_pages
 
     def reserve(self, nbytes: int) -> Buffer:
         """See `Allocator`."""
+        if self._huge and not transparent_huge_pages("enabled"):
+            raise _no_huge_pages("enabled")
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
         try:
-            return Buffer(mmap.mmap(-1, pages(nbytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+            region = mmap.mmap(-1, pages(nbytes), flags=flags)
         except OSError as error:
             raise _no_memory(nbytes, error) from None
+        if self._huge:
+            region.madvise(mmap.MADV_HUGEPAGE)
+        return Buffer(region)
 
 
 class Shared(Allocator):
-    """Anonymous memory that other processes of this user on this host can map."""
+    """Anonymous memory that other processes of this user on this host can map.
+
+    Args:
+        huge_pages: whether in huge pages: those that the host keeps, or transparent ones.
+    """
+
+    def __init__(self, huge_pages: bool = False):
+        self._huge = huge_pages
 
     def reserve(self, nbytes: int) -> Buffer:
         """See `Allocator`."""
-        nbytes = pages(nbytes)
-        fd = os.memfd_create("lima2py", os.MFD_CLOEXEC)
+        flags, page = os.MFD_CLOEXEC, PAGE
+        if kept := self._huge and kept_huge_pages():
+            flags, page = flags | os.MFD_HUGETLB, kept
+        elif self._huge and not transparent_huge_pages("shmem_enabled"):
+            raise _no_huge_pages("shmem_enabled")
+        nbytes = pages(nbytes, page)
+        fd = os.memfd_create("lima2py", flags)
         try:
             os.ftruncate(fd, nbytes)
-            region = mmap.mmap(fd, nbytes, flags=mmap.MAP_SHARED)
+            region = mmap.mmap(fd, nbytes, flags=mmap.MAP_SHARED | _NO_RESERVE)
         except OSError as error:
             os.close(fd)
             raise _no_memory(nbytes, error) from None
+        if self._huge and not kept:
+            region.madvise(mmap.MADV_HUGEPAGE)
         handle = Handle(host_identity(), os.getpid(), fd, os.fstat(fd).st_ino, nbytes)
-        return Buffer(region, handle, fd)
+        return Buffer(region, handle, fd, page)
 
 
 class Placed(Allocator):
@@ -168,18 +201,35 @@ class Placed(Allocator):
         self._settings = settings
 
     def reserve(self, nbytes: int) -> Buffer:
-        """See `Allocator`; memory that is locked is committed."""
+        """See `Allocator`."""
         buffer = self._inner.reserve(nbytes)
+        buffer.locked = self._settings.locked
         try:
             if self._settings.numa_node is not None:
                 bind_to_numa_node(buffer, self._settings.numa_node)
-            if self._settings.locked:
-                buffer.commit(0, len(buffer.bytes))
-                lock(buffer)
         except LimaError:
             buffer.close()
             raise
         return buffer
+
+
+def kept_huge_pages() -> int:
+    """The size of the huge pages that this host keeps for whoever asks; 0 if it keeps none."""
+    told = dict(line.split()[:2] for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(told.get("Hugepagesize:", 0)) * 1024 if int(told.get("HugePages_Total:", 0)) else 0
+
+
+def transparent_huge_pages(what: str) -> bool:
+    """Whether this host gives transparent huge pages to who asks.
+
+    Args:
+        what: `enabled` for private memory, `shmem_enabled` for shared memory.
+    """
+    try:
+        told = (_TRANSPARENT / what).read_text()
+    except OSError:
+        return False
+    return "[never]" not in told and "[deny]" not in told
 
 
 def check_available(nbytes: int, advice: str = "use a smaller ring") -> None:
@@ -196,20 +246,6 @@ def check_available(nbytes: int, advice: str = "use a smaller ring") -> None:
     if nbytes > free:
         raise LimaError(
             f"{as_size(nbytes)} of memory asked, {as_size(free)} available on this host; {advice}"
-        )
-
-
-def lock(buffer: Buffer) -> None:
-    """Keep a buffer in physical memory (mlock).
-
-    Raises:
-        LimaError: if this user may not lock so much.
-    """
-    address = ctypes.c_void_p(buffer.bytes.ctypes.data)
-    if _libc().mlock(address, ctypes.c_size_t(buffer.bytes.nbytes)):
-        raise LimaError(
-            f"locking {as_size(buffer.bytes.nbytes)} of memory: {os.strerror(ctypes.get_errno())};"
-            " raise the limit (ulimit -l, LimitMEMLOCK= in a systemd unit) or set locked: false"
         )
 
 
@@ -270,20 +306,30 @@ def attach(handle: Handle) -> Buffer:
         status = os.fstat(fd)
         if status.st_ino != handle.inode or status.st_size != handle.nbytes:
             raise LimaError(f"shared memory of process {handle.pid}: it has been replaced")
-        region = mmap.mmap(fd, handle.nbytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+        flags = mmap.MAP_SHARED | _NO_RESERVE
+        region = mmap.mmap(fd, handle.nbytes, flags=flags, prot=mmap.PROT_READ)
     finally:
         os.close(fd)
     return Buffer(region, handle)
 
 
-def pages(nbytes: int) -> int:
+def pages(nbytes: int, page: int = PAGE) -> int:
     """The same in whole pages, at least one."""
-    return max(1, -(-nbytes // PAGE)) * PAGE
+    return max(1, -(-nbytes // page)) * page
 
 
 def _no_memory(nbytes: int, error: OSError) -> LimaError:
     reason = "not enough memory" if error.errno == errno.ENOMEM else error.strerror
     return LimaError(f"{as_size(nbytes)} of memory: {reason}; use a smaller ring")
+
+
+def _no_huge_pages(what: str) -> LimaError:
+    way = f"echo madvise > {_TRANSPARENT / what}  allows transparent ones"
+    if what == "shmem_enabled":
+        way = f"sysctl vm.nr_hugepages=N  keeps N, or  {way.replace('madvise', 'advise')}"
+    return LimaError(
+        f"huge_pages: this host has none to give; as root,  {way}; or set huge_pages: false"
+    )
 
 
 @cache

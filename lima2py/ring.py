@@ -51,6 +51,7 @@ class RingShape(NamedTuple):
         spec: FrameSpec,
         ring_bytes: int,
         *,
+        most: int | None = None,
         group: int = 1,
         nb_frames: int = 0,
         period: float = 0.0,
@@ -61,6 +62,7 @@ class RingShape(NamedTuple):
         Args:
             spec: what a frame looks like.
             ring_bytes: the memory to use.
+            most: frames of a slot, where these are only a part of what is processed.
             group: frames that must stay together; a slot holds whole groups, or part of one.
             nb_frames: frames of the acquisition, which need no more slots; 0 if endless.
             period: shortest time from frame to frame, in seconds; a block spans little of it.
@@ -69,12 +71,12 @@ class RingShape(NamedTuple):
         Raises:
             LimaError: if not even three frames fit.
         """
-        most = [BLOCK_BYTES // spec.nbytes, MAX_FRAMES_PER_BLOCK]
+        limits = [BLOCK_BYTES // spec.nbytes if most is None else most, MAX_FRAMES_PER_BLOCK]
         if period:
-            most.append(int(BLOCK_SECONDS / period))
+            limits.append(int(BLOCK_SECONDS / period))
         if nb_frames:
-            most.append(nb_frames // (BLOCKS_PER_NODE * nodes))
-        frames = max(1, min(most))
+            limits.append(nb_frames // (BLOCKS_PER_NODE * nodes))
+        frames = max(1, min(limits))
         while frames > 1 and pages(frames * spec.nbytes) * 8 > ring_bytes:
             frames //= 2
         if frames > group:
@@ -90,7 +92,7 @@ class RingShape(NamedTuple):
             raise LimaError(
                 f"a ring of {as_size(ring_bytes)} holds {slots} frames of {as_size(spec.nbytes)}"
                 f" and needs at least {MIN_SLOTS}: make it {as_size(MIN_SLOTS * stride)} or more"
-                " (memory: {ring: ...} in the system file)"
+                " (memory: {ring: ...}, or {budget: ...}, in the system file)"
             )
         return cls(frames, slots, stride)
 
@@ -106,34 +108,63 @@ class Arena:
     Args:
         allocator: where it comes from.
         nbytes: how much there is; it is taken chunk by chunk, when it is needed.
+
+    Attributes:
+        limit: how much of it runs may have, in bytes; at first all. See `resize`.
     """
 
     def __init__(self, allocator: Allocator, nbytes: int):
         self.buffer = allocator.reserve(nbytes)
         self.nbytes = len(self.buffer.bytes)
-        self.chunk = pages(-(-self.nbytes // _CHUNKS))
+        self.chunk = pages(-(-self.nbytes // _CHUNKS), self.buffer.page)
         self._free = set(range(-(-self.nbytes // self.chunk)))
         self._committed: set[int] = set()
         self._lock = threading.Lock()
         self._retired = False
         self._all = len(self._free)
+        self.limit = self.nbytes
+
+    @property
+    def held_bytes(self) -> int:
+        """How much runs have."""
+        return self._size(self._all - len(self._free))
 
     @property
     def free_bytes(self) -> int:
-        """How much nobody has."""
-        return len(self._free) * self.chunk
+        """How much nobody has, and somebody may."""
+        return max(0, self.limit - self.held_bytes)
+
+    @property
+    def committed_bytes(self) -> int:
+        """How much memory it takes now."""
+        return self._size(len(self._committed))
+
+    def resize(self, limit: int) -> None:
+        """Let runs have so much; what they have already they keep. From any thread.
+
+        Args:
+            limit: in bytes; it is cut to whole chunks. What is committed beyond it, and nobody
+                has, goes back to the system.
+        """
+        with self._lock:
+            self.limit = min(self.nbytes, limit // self.chunk * self.chunk)
+            for number in sorted(self._free & self._committed, reverse=True):
+                if self.committed_bytes > self.limit:
+                    self._release(number)
 
     def claim(self) -> int | None:
-        """A chunk for a ring, the lowest that is free; None if none is.
+        """A chunk for a ring, the lowest that is free; None if no more may be had.
 
         Raises:
             LimaError: if the host has no more memory.
         """
         with self._lock:
-            if not self._free:
+            if not self._free or not self.free_bytes:
                 return None
             number = min(self._free)
             if number not in self._committed:
+                if spare := self.committed_bytes >= self.limit and self._free & self._committed:
+                    self._release(max(spare))
                 first = number * self.chunk
                 self.buffer.commit(first, min(self.chunk, self.nbytes - first))
                 self._committed.add(number)
@@ -144,12 +175,22 @@ class Arena:
         """A chunk that a ring needs no more."""
         with self._lock:
             self._free.add(number)
+            if self.committed_bytes > self.limit:
+                self._release(number)
         self._close_if_done()
 
     def retire(self) -> None:
         """Nobody takes from it any more; its memory goes when the last ring has closed."""
         self._retired = True
         self._close_if_done()
+
+    def _size(self, chunks: int) -> int:
+        return min(self.nbytes, chunks * self.chunk)
+
+    def _release(self, number: int) -> None:
+        first = number * self.chunk
+        self.buffer.release(first, min(self.chunk, self.nbytes - first))
+        self._committed.remove(number)
 
     def _close_if_done(self) -> None:
         if self._retired and len(self._free) == self._all:
@@ -185,14 +226,34 @@ class Ring:
         self._views = SlotViews(arena.buffer, spec, shape)
         while self._slots < shape.slots and self._grow():
             pass
-        if self._slots < MIN_SLOTS:
-            held = arena.nbytes - arena.free_bytes - len(self._owned) * arena.chunk
-            self.close()
-            raise LimaError(
-                f"the ring of {as_size(arena.nbytes)} is taken: {as_size(held)} are held by runs"
-                f" that are still processed, and {as_size(MIN_SLOTS * shape.stride)} are needed at"
-                " least; wait for them, cancel one, or make the ring larger (memory: {ring: ...})"
-            )
+        self._check()
+
+    @property
+    def held_bytes(self) -> int:
+        """How much of the arena is ours."""
+        return len(self._owned) * self.arena.chunk
+
+    @property
+    def wanted_bytes(self) -> int:
+        """How much of the arena it would use if it could."""
+        return self._in_chunks(self.shape.slots)
+
+    @property
+    def least_bytes(self) -> int:
+        """How much of the arena it needs to work at all."""
+        return self._in_chunks(MIN_SLOTS)
+
+    def fit(self) -> None:
+        """Give back what the arena is not to hold any more; no slot may be in use.
+
+        Raises:
+            LimaError: if too few slots are left.
+        """
+        for chunk in sorted(self._owned, reverse=True):
+            if self.arena.held_bytes > self.arena.limit:
+                self._let_go([chunk])
+        self._slots = len(self._free)
+        self._check()
 
     @property
     def slots(self) -> int:
@@ -247,10 +308,26 @@ class Ring:
             self.arena.give_back(chunk)
         self._owned.clear()
 
+    def _check(self) -> None:
+        if self._slots < MIN_SLOTS:
+            limit, held = self.arena.limit, self.arena.held_bytes - self.held_bytes
+            self.close()
+            raise LimaError(
+                f"the ring of {as_size(limit)} is taken: {as_size(held)} are held by runs that are"
+                f" still processed, and {as_size(MIN_SLOTS * self.shape.stride)} are needed at"
+                " least; wait for them, cancel one, or make it larger (memory: {ring: ...}, or"
+                " {budget: ...})"
+            )
+
     def _count(self, slot: int, change: int) -> None:
         self.used += change
         for chunk in self._chunks(slot):
             self._used_of[chunk] += change
+
+    def _in_chunks(self, slots: int) -> int:
+        """Bytes of the chunks that so many slots lie in, wherever they begin."""
+        chunk = self.arena.chunk
+        return min(self.arena.nbytes, (-(-slots * self.shape.stride // chunk) + 1) * chunk)
 
     def _chunks(self, slot: int) -> range:
         """The chunks a slot lies in."""

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,7 +18,8 @@ import psutil
 import pytest
 
 from lima2py.errors import BadParameter, LimaError
-from lima2py.memory import PAGE, Buffer, Handle, Heap, MemorySettings, Placed, Shared, attach
+from lima2py.memory import PAGE, Buffer, Handle, Heap, Placed, Shared, attach
+from lima2py.memory_settings import MemorySettings
 
 ALLOCATORS = {
     "heap": Heap(),
@@ -118,6 +120,20 @@ def test_memory_that_is_reserved_is_not_taken_before_it_is_committed(name: str) 
     buffer.commit(2**20, 2**26)
     buffer.bytes[2**20 : 2**20 + 2**26] = 1
     assert 2**25 < resident() - before < 2**27
+    buffer.close()
+
+
+@pytest.mark.parametrize("name", ["heap", "shared"])
+def test_memory_that_is_released_is_given_back_and_can_be_committed_again(name: str) -> None:
+    buffer = ALLOCATORS[name].allocate(2**26)
+    buffer.bytes[:] = 1
+    before = resident()
+    buffer.release(2**20, 2**25)
+    assert before - resident() > 2**24
+    assert buffer.bytes[2**20 - 1] == 1
+    buffer.commit(2**20, 2**25)
+    assert not buffer.bytes[2**20 : 2**20 + 2**25].any()
+    assert resident() > before - 2**22
     buffer.close()
 
 
@@ -245,8 +261,8 @@ def test_a_numa_node_that_is_not_there_is_refused_with_those_that_are() -> None:
 def test_a_process_runs_only_on_the_processors_asked_for() -> None:
     cpu = max(os.sched_getaffinity(0))
     script = (
-        "import os; from lima2py.memory import *;"
-        f" MemorySettings(cpus=({cpu},)).apply_affinity(); print(os.sched_getaffinity(0))"
+        "import os; from lima2py.memory_settings import *;"
+        f" MemorySettings(cpus=({cpu},)).apply_to_process(); print(os.sched_getaffinity(0))"
     )
     assert run(script) == f"{{{cpu}}}"
 
@@ -254,9 +270,82 @@ def test_a_process_runs_only_on_the_processors_asked_for() -> None:
 def test_a_processor_that_is_not_there_is_refused_with_those_that_are() -> None:
     before = os.sched_getaffinity(0)
     with pytest.raises(LimaError, match=r"cpus \[4711\]: this host allows \[\d"):
-        MemorySettings(cpus=(4711,)).apply_affinity()
-    MemorySettings().apply_affinity()
+        MemorySettings(cpus=(4711,)).apply_to_process()
+    MemorySettings().apply_to_process()
     assert os.sched_getaffinity(0) == before
+
+
+def thread_of(scheduling: str) -> str:
+    """Prints the scheduling class of a thread that was there before the settings were applied."""
+    return f"""
+import os, threading
+from lima2py.memory import *
+done, told = threading.Event(), threading.Event()
+def wait():
+    told.set()
+    done.wait()
+    print(os.sched_getscheduler(0), os.sched_getparam(0).sched_priority)
+thread = threading.Thread(target=wait)
+thread.start()
+told.wait()
+try:
+    {scheduling}
+except LimaError as error:
+    print(error)
+done.set()
+thread.join()
+"""
+
+
+def test_all_threads_of_a_process_get_the_scheduling_class() -> None:
+    settings = "MemorySettings(scheduling='batch').apply_to_process()"
+    assert run(thread_of(settings)) == f"{os.SCHED_BATCH} 0"
+
+
+def test_real_time_scheduling_is_given_or_refused_with_what_is_allowed() -> None:
+    settings = "MemorySettings(scheduling='fifo', priority=7).apply_to_process()"
+    told = run(thread_of(settings))
+    if told != f"{os.SCHED_FIFO} 7":
+        assert re.match(r"scheduling fifo, priority 7: this user may go up to \d+; raise", told)
+    drop = "import resource; resource.setrlimit(resource.RLIMIT_RTPRIO, (0, 0)); os.setuid(65534)"
+    if os.geteuid() == 0:
+        told = run(thread_of(f"{drop}; {settings}"))
+        assert told.startswith("scheduling fifo, priority 7: this user may go up to 0; raise")
+        assert told.endswith(f"{os.SCHED_OTHER} 0")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"scheduling": "fifo"}, "priority: scheduling fifo needs one: should be from 1 to 99"),
+        ({"priority": 3}, "priority: only scheduling fifo has one; leave it out"),
+        ({"scheduling": "fifo", "priority": 100}, "priority: should be .* 99"),
+        ({"scheduling": "idle"}, "scheduling: should be"),
+        ({"budget": "1 MiB"}, "budget: should be .* 67108864"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(BadParameter, match=said):
+        MemorySettings.load(given, "system.yaml")
+
+
+@pytest.mark.parametrize("kind", [Heap, Shared])
+def test_huge_pages_are_used_or_refused_with_the_way_to_have_them(
+    kind: type[Heap] | type[Shared],
+) -> None:
+    try:
+        buffer = kind(huge_pages=True).allocate(2**22)
+    except LimaError as refusal:
+        if not re.match(r"huge_pages: this host has none to give; as root, .*echo", str(refusal)):
+            raise
+        pytest.skip(f"not here: {refusal}")
+    buffer.bytes[:] = 1
+    text = Path("/proc/self/smaps").read_text()
+    (found,) = re.findall(rf"^{buffer.bytes.ctypes.data:x}-.*\n(?:\w+:.*\n)*", text, re.MULTILINE)
+    assert "hg" in re.search(r"VmFlags:(.*)", found)[1] or buffer.page > PAGE  # type: ignore[index]
+    buffer.release(0, buffer.page)
+    assert not buffer.bytes[: buffer.page].any()
+    buffer.close()
 
 
 def test_settings_are_written_with_units() -> None:

@@ -160,6 +160,17 @@ class Shares(RuleBasedStateMachine):
         ring.close()
         ring.close()
 
+    @rule(pages=st.integers(0, PAGES))
+    def resize(self, pages: int) -> None:
+        self.arena.resize(pages * PAGE)
+
+    @invariant()
+    def no_more_is_taken_than_may_be_or_than_runs_had_before(self) -> None:
+        if hasattr(self, "arena"):
+            most = max(self.arena.limit, self.arena.held_bytes)
+            assert self.arena.held_bytes <= self.arena.committed_bytes <= most
+            assert self.arena.free_bytes == max(0, self.arena.limit - self.arena.held_bytes)
+
     @invariant()
     def nothing_is_used_twice_and_what_is_left_is_free(self) -> None:
         if not hasattr(self, "arena"):
@@ -171,7 +182,7 @@ class Shares(RuleBasedStateMachine):
             assert ring.peak >= ring.used
         if all(id(ring) in self.left for ring in self.rings):
             chunks = {page * PAGE // self.arena.chunk for page in used}
-            assert self.arena.nbytes - self.arena.free_bytes <= len(chunks) * self.arena.chunk
+            assert self.arena.held_bytes <= len(chunks) * self.arena.chunk
 
     def teardown(self) -> None:
         if hasattr(self, "arena"):
@@ -198,5 +209,40 @@ def test_an_arena_grows_with_what_is_needed_and_keeps_what_it_has() -> None:
     with pytest.raises(LimaError, match=r"256 KiB are held by runs that are still processed"):
         Ring(spec, RingShape(1, 3, PAGE), arena)
     second.close()
+    first.close()
+    arena.retire()
+
+
+def test_an_arena_that_is_made_smaller_gives_memory_back_and_runs_what_they_do_not_use() -> None:
+    arena = Arena(Shared(), 64 * PAGE)
+    spec = FrameSpec.dense(8, 8, "u2")
+    first = Ring(spec, RingShape(1, 10, PAGE), arena)
+    slots = [first.take() for _ in range(10)]
+    second = Ring(spec, RingShape(1, 54, PAGE), arena)
+    assert arena.committed_bytes == 64 * PAGE
+    arena.resize(40 * PAGE)
+    assert arena.committed_bytes == 64 * PAGE  # a run has it
+    second.fit()
+    assert (second.slots, arena.committed_bytes, arena.limit) == (30, 40 * PAGE, 40 * PAGE)
+    taken = {second.take() for _ in range(30)}
+    assert not taken & {None, *slots}
+    assert second.take() is None
+    assert arena.claim() is None
+    arena.resize(64 * PAGE)
+    assert second.take() is not None
+    first.close()
+    second.close()
+    arena.retire()
+
+
+def test_a_run_that_is_left_too_little_says_what_holds_the_rest() -> None:
+    arena = Arena(Heap(), 64 * PAGE)
+    spec = FrameSpec.dense(8, 8, "u2")
+    first = Ring(spec, RingShape(1, 10, PAGE), arena)
+    second = Ring(spec, RingShape(1, 20, PAGE), arena)
+    arena.resize(12 * PAGE)
+    with pytest.raises(LimaError, match=r"ring of 48 KiB is taken: 40 KiB are held .* 12 KiB are"):
+        second.fit()
+    assert arena.held_bytes == 10 * PAGE
     first.close()
     arena.retire()

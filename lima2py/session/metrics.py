@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric as Family
     from prometheus_client.registry import Collector
 
-    from lima2py.session.watch import Progress
+    from lima2py.session.progress import Progress
 
 _BOUNDS = range(0, len(EDGES), PER_DECADE // 2)
 """The buckets that are shown: two in a factor of ten."""
@@ -74,6 +74,20 @@ def _of_totals(counter: str) -> Callable[[View], Samples]:
 
 def _ring(used: str) -> Callable[[Mapping[str, Any]], float | None]:
     return lambda status: status[used] / status["slots"] if status.get("slots") else None
+
+
+def _held(what: str) -> Callable[[View], Samples]:
+    """What every holder of memory in every node has of something, in bytes."""
+
+    def samples(view: View) -> Samples:
+        return [
+            ((node, holder), told[what])
+            for node, status in view.progress.nodes.items()
+            for holder, told in status.get("holdings", {}).items()
+            if what in told
+        ]
+
+    return samples
 
 
 def _in_flight(status: Mapping[str, Any]) -> float | None:
@@ -177,6 +191,17 @@ METRICS = (
     Metric(
         "lima2py_memory_bytes", "gauge", ("node",), "Private memory of the node's process.",
         _of_nodes(lambda status: status.get("memory")),
+    ),
+    Metric(
+        "lima2py_memory_granted_bytes", "gauge", ("node", "holder"),
+        "Of the memory budget of its host, what a holder in the node may take.", _held("granted"),
+    ),
+    Metric(
+        "lima2py_memory_used_bytes", "gauge", ("node", "holder"), "What it takes.", _held("used"),
+    ),
+    Metric(
+        "lima2py_memory_peak_bytes", "gauge", ("node", "holder"),
+        "The most it took since the last prepare.", _held("peak"),
     ),
 )  # fmt: skip
 """Every metric."""

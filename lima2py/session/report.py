@@ -31,6 +31,8 @@ class Report:
         seconds: from start to the last file closed.
         ring: bytes of the rings of all acquisition nodes.
         memory: by node, the most private memory seen, in bytes.
+        holdings: by node and holder (`process`, `shelf` of taps and small products, `ring`), in
+            bytes: `asked`, `granted` if its host has a budget, `used` at last, and the `peak`.
         latency: by sink and tap, the seconds from the moment a frame was complete in the ring until
             it was safe there, or shown: `p50` and `p99` (of 50 and 99 in a hundred frames, at most
             a third too long), and `max`.
@@ -51,6 +53,7 @@ class Report:
     seconds: float = 0.0
     ring: int = 0
     memory: dict[str, int] = field(default_factory=dict)
+    holdings: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
     latency: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @classmethod
@@ -58,6 +61,7 @@ class Report:
         cls,
         told: dict[str, Any],
         memory: dict[str, int],
+        holdings: dict[str, dict[str, dict[str, int]]],
         latency: dict[str, dict[str, float]],
         more: list[str],
     ) -> Report:
@@ -84,6 +88,7 @@ class Report:
             seconds=told["seconds"],
             ring=told["ring_bytes"],
             memory=memory,
+            holdings=holdings,
             latency=latency,
         )
 
@@ -96,7 +101,7 @@ class Report:
         """The report as one JSON object."""
         names = ("outcome", "asked", "saved", "rejected", "absent", "masters", "errors", "seconds",
                  "run", "name", "sinks", "absences", "remarks", "ring", "memory",
-                 "latency")  # fmt: skip
+                 "holdings", "latency")  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
     def __str__(self) -> str:
