@@ -9,6 +9,10 @@
     lima2py verify FILE...  whether a file says the truth
     lima2py recover WHERE   finish the files that a crash left
     lima2py isolate FILE    which task cannot stand frames that were put aside
+    lima2py up SYSTEM       start the nodes of a system, and leave them running
+    lima2py status SYSTEM   what they do
+    lima2py attach SYSTEM   follow the run that goes on there
+    lima2py down SYSTEM     end them
     lima2py node KIND NAME  one node on this host, for systems of several hosts
     lima2py keys FILE       make the keys that nodes on several hosts need
     lima2py measure GRAPH FILE  what a graph costs on this host
@@ -33,10 +37,10 @@ from typing import Annotated
 
 import typer
 
-from lima2py.control import files, plan_ahead
+from lima2py.control import files, nodes, plan_ahead
 from lima2py.control.files import INCOMPLETE, REFUSED
 from lima2py.control.options import asked_of, find_system, metadata_of, policies_of, split_set
-from lima2py.errors import BadParameter, LimaError
+from lima2py.errors import LimaError
 
 INTERRUPTED = 130
 
@@ -53,13 +57,6 @@ class Listed(StrEnum):
     DETECTORS = "detectors"
     TASKS = "tasks"
     GRAPHS = "graphs"
-
-
-class Kind(StrEnum):
-    """The kinds of node."""
-
-    ACQUISITION = "acquisition"
-    PROCESSING = "processing"
 
 
 Graph = Annotated[str, typer.Argument(help="a graph file, or the name of one: lima2py list graphs")]
@@ -163,6 +160,12 @@ def run(
     output: Output = Path(),
     name: Name = "run",
     system: SystemFile = None,
+    take_over: Annotated[
+        bool,
+        typer.Option(
+            "--take-over", help="command a system that is up though another session does, too"
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="print the report as one JSON object")
     ] = False,
@@ -191,7 +194,7 @@ def run(
     asked = asked_of(described, nb_frames=nb_frames, **times, **triggers)
     told = metadata_of(metadata or [])
     policies = policies_of(policy or [])
-    definition = load_graph(graph, overrides)
+    definition = load_graph(graph, overrides, tuple(described.detectors))
     if all(place.address is None for place in (*described.acquisition, *described.processing)):
         # What cannot be is refused before a node is started.
         for warning in Preview.make(described, definition, asked, output, name, told).warnings:
@@ -200,7 +203,7 @@ def run(
     alone = not described.processing  # then preparing is done here, and must not be torn
     with (
         Interrupts(hold=1 if alone else 0) as interrupts,
-        Session.open(described) as session,
+        Session.open(described, take_over=take_over) as session,
         serving(session, metrics) if metrics else nullcontext() as where,
     ):
         if where:
@@ -216,6 +219,8 @@ def run(
             )
         for warning in session.warnings:
             complain(warning)
+        if interrupts.count:
+            session.cancel(session.run)
         interrupts.check()
         interrupts.hold = 2  # from now on they stop and abort
         try:
@@ -258,7 +263,7 @@ def check(
     triggers = {"trigger_mode": trigger_mode, "nb_frames_per_trigger": nb_frames_per_trigger}
     asked = asked_of(described, nb_frames=nb_frames, **times, **triggers)
     told = metadata_of(metadata or [])
-    definition = load_graph(graph, overrides)
+    definition = load_graph(graph, overrides, tuple(described.detectors))
     preview = Preview.make(described, definition, asked, output, name, told, measured=True)
     typer.echo(str(preview))
 
@@ -283,64 +288,6 @@ def list_(what: Annotated[Listed, typer.Argument(help="detectors, tasks or graph
         typer.echo(f"{name.ljust(width)}  {about}".rstrip())
 
 
-@app.command()
-def node(
-    kind: Annotated[Kind, typer.Argument(help="acquisition or processing")],
-    name: Annotated[str, typer.Argument(help="as in the system file")],
-    listen: Annotated[
-        str, typer.Option(metavar="tcp://HOST:PORT", help="where the session reaches this node")
-    ],
-    keys: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="the system's keys; required unless HOST is 127.0.0.1",
-            show_default=False,
-        ),
-    ] = None,
-    isolated: Annotated[
-        bool, typer.Option("--isolated", help="share no memory, as if alone on its host")
-    ] = False,
-) -> None:
-    """Run one node on this host, for a system file with its address; until Ctrl-C."""
-    import logging
-
-    from lima2py.node.serve import KINDS, serve
-    from lima2py.session.system import NodePlace
-    from lima2py.transport.keys import read_keys
-
-    NodePlace.load({"node": name}, "name")
-    scheme, _, rest = listen.partition("://")
-    host, _, port = rest.rpartition(":")
-    if scheme != "tcp" or not host or not (port.isdigit() or port == "*"):
-        raise BadParameter(
-            f"node, --listen {listen}: should be tcp://HOST:PORT, with the name or address of this"
-            " host by which the others reach it"
-        )
-    logging.basicConfig(format=f"%(asctime)s {name} %(levelname)s %(message)s")
-    loaded = read_keys(keys) if keys else None
-    served = KINDS[kind](name, host=host, isolated=isolated, keys=loaded)
-    serve(served, listen, announce=lambda address: typer.echo(f"{kind} node {name} at {address}"))
-
-
-@app.command()
-def keys(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="where they go; a new file")],
-) -> None:
-    """Make the keys that let the nodes of a system on several hosts know each other.
-
-    Copy the file to each host, for the user who runs the nodes alone: whoever has it can command
-    them.
-    """
-    from lima2py.transport.keys import make_keys
-
-    make_keys(file)
-    typer.echo(
-        f"{file}: copy it to every host of the system (scp -p), start nodes with  --keys {file}"
-        f"  and write  keys: {file}  into the system file"
-    )
-
-
 for about_files in (
     files.info,
     files.show,
@@ -350,6 +297,15 @@ for about_files in (
     files.isolate,
 ):
     app.command(about_files.__name__.strip("_"))(about_files)
+for about_nodes in (
+    nodes.up,
+    nodes.status,
+    nodes.attach,
+    nodes.down,
+    nodes.node,
+    nodes.keys,
+):
+    app.command()(about_nodes)
 for ahead in (plan_ahead.measure, plan_ahead.predict):
     app.command()(ahead)
 

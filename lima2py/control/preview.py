@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -17,13 +17,15 @@ from lima2py.errors import BadGraph, BadParameter
 from lima2py.graph.definition import GraphDefinition
 from lima2py.graph.measure import Speed, measure
 from lima2py.graph.plan import Plan, plan_run
-from lima2py.memory import MemorySettings
+from lima2py.memory_settings import MemorySettings
 from lima2py.metadata import Metadata
 from lima2py.ring import RingShape
 from lima2py.session.session import check_name
+from lima2py.session.staging import Staging
 from lima2py.session.system import System
 from lima2py.storage.saving.reserve import settle
 from lima2py.storage.saving.space import Need, needs, shortages
+from lima2py.trigger_map import Companion
 from lima2py.units import as_size, as_time
 
 DEFAULT_FRAMES = 100
@@ -41,6 +43,7 @@ class Preview:
         nb_frames: that are asked for; 0 if nobody knows.
         asked: frames a second the detector will deliver at most; 0 if nobody knows.
         nodes: how many share the work.
+        stages: what runs in which stage of nodes, as a table; empty if there is only one.
         speed: of the graph on this machine, if it was measured.
     """
 
@@ -51,6 +54,7 @@ class Preview:
     nb_frames: int
     asked: float
     nodes: int
+    stages: str
     speed: Speed | None = None
 
     @classmethod
@@ -84,9 +88,13 @@ class Preview:
         told = Metadata.of_run(system.metadata, metadata)
         lead = system.acquisition[0] if system.acquisition else None
         memory = MemorySettings.load(system.memory_of(lead), "memory")
+        staging = Staging.of(graph, system)
         with opened_detector(system) as detector:
-            shares = max(1, len(system.processing)) * max(1, len(system.acquisition))
-            plan, ring = plan_run(detector, acquisition, graph, memory.ring, shares)
+            shares = max(1, len(staging.nodes[0])) * max(1, len(system.main))
+            companions = companions_of(system, graph, acquisition)
+            plan, ring = plan_run(
+                detector, acquisition, graph, memory.ring_bytes, shares, companions=companions
+            )
             period = detector.shortest_period(acquisition)
             told.geometry.check(detector.info.pixel_size)
         output = Path(os.path.abspath(os.path.expanduser(output)))
@@ -96,13 +104,17 @@ class Preview:
             raise BadGraph(f"{graph.where}, {error}") from None
         speed = None
         if measured:
-            speed = measure(graph, plan.spec, ring.frames, output, acquisition)
+            speed = measure(
+                graph, plan.spec, ring.frames, output, acquisition, companions=companions
+            )
         nodes = max(1, len(system.processing))
         rate = 1 / period if period else 0.0
-        wanted = needs(plan.sinks, plan.specs, paths, acquisition.nb_frames)
+        wanted = needs(plan.sinks, plan.specs, paths, acquisition.nb_frames, plan.shares)
         here = lead is None or lead.address is None
         short = shortages(wanted) if here else []
-        return cls(plan, ring, wanted, short, acquisition.nb_frames, rate, nodes, speed)
+        return cls(
+            plan, ring, wanted, short, acquisition.nb_frames, rate, nodes, staging.table, speed
+        )
 
     @property
     def warnings(self) -> list[str]:
@@ -128,6 +140,7 @@ class Preview:
         ]
         if self.plan.group > 1:
             lines.append(f"group: every {self.plan.group} frames in a row go to one node")
+        lines += self.stages.splitlines()
         lines += map(str, self.needs)
         if not self.needs:
             lines.append("the graph has no sink: nothing will be written")
@@ -178,8 +191,21 @@ def opened_detector(system: System) -> Iterator[Detector]:
     Raises:
         BadParameter: if there is no such detector, or a parameter is wrong.
     """
-    detector = open_detector(system.detector, system.set, system.base)
-    try:
+    with closing(open_detector(system.detector, system.set, system.base)) as detector:
         yield detector
-    finally:
-        detector.close()
+
+
+def companions_of(system: System, graph: GraphDefinition, run: Acquisition) -> dict[str, Companion]:
+    """What is to be known of the frames of other detectors that a graph takes, by name.
+
+    Raises:
+        BadParameter: if one of them cannot do what is asked of it.
+    """
+    found = {}
+    for name in graph.companions:
+        other = system.detectors[name]
+        asked = Acquisition.load(other.asked(name, run), f"detectors, {name}, acquisition")
+        with closing(open_detector(other.detector, other.set, system.base)) as detector:
+            detector.capabilities.check(asked, detector.info)
+            found[name] = Companion(detector.describe(asked), other.trigger_map)
+    return found

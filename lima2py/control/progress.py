@@ -21,9 +21,10 @@ from lima2py.acquisition import Acquisition
 from lima2py.errors import BadCommand
 from lima2py.node.life import State
 from lima2py.session.events import Kind
+from lima2py.session.progress import Progress
 from lima2py.session.report import Report
+from lima2py.session.run import SessionRun
 from lima2py.session.session import Session
-from lima2py.session.watch import Progress
 from lima2py.units import as_size
 
 REFRESH = 0.2
@@ -90,8 +91,8 @@ class Interrupts:
             raise KeyboardInterrupt
 
 
-def follow(session: Session, interrupts: Interrupts, console: Console) -> Report:
-    """Wait for the end of a run, showing where it is.
+def follow(session: Session | SessionRun, interrupts: Interrupts, console: Console) -> Report:
+    """Wait for the end of a run, or of the newest of a session, showing where it is.
 
     The first Ctrl-C stops and drains, the second aborts.
     """
@@ -117,7 +118,7 @@ def follow(session: Session, interrupts: Interrupts, console: Console) -> Report
                 _obey(obeyed, session, console)
 
 
-def _tell(session: Session, interrupts: Interrupts, console: Console) -> None:
+def _tell(session: Session | SessionRun, interrupts: Interrupts, console: Console) -> None:
     """Say what happens to a run, as it happens, but for what the user knows."""
     for event in session.events():
         asked = event.kind is Kind.STOPPING and interrupts.count > 0
@@ -125,7 +126,7 @@ def _tell(session: Session, interrupts: Interrupts, console: Console) -> None:
             console.print(str(event))
 
 
-def _obey(interrupt: int, session: Session, console: Console) -> None:
+def _obey(interrupt: int, session: Session | SessionRun, console: Console) -> None:
     with suppress(BadCommand):  # it ended by itself meanwhile
         if interrupt == 1:
             session.stop()

@@ -17,9 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import Enum
+from threading import RLock
 
-from transitions import MachineError
-from transitions.extensions import LockedMachine
+from transitions import Machine, MachineError
 
 from lima2py.errors import BadCommand
 
@@ -77,7 +77,8 @@ class Life:
     def __init__(self, who: str):
         self.who = who
         self._place = _Place()
-        self._machine = LockedMachine(
+        self._lock = RLock()  # `LockedMachine` would import asyncio and ssl at every node's start
+        self._machine = Machine(
             model=self._place,
             states=State,
             initial=State.IDLE,
@@ -100,7 +101,8 @@ class Life:
             BadCommand: naming the state and what is possible in it.
         """
         try:
-            self._machine.events[command].trigger(self._place)
+            with self._lock:
+                self._machine.events[command].trigger(self._place)
         except MachineError:
             raise BadCommand(self.refusal(command)) from None
 

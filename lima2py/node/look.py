@@ -6,11 +6,9 @@ from typing import Any
 
 from lima2py.frame import plain_dtype
 from lima2py.graph.recent import Recent
-from lima2py.tasks.tap import Tap
+from lima2py.tasks.tap import TAP_BYTES, Tap
 from lima2py.transport.products import pack_product
 
-TAP_BYTES = 64 * 2**20
-"""The most pixels of a tap that are given at once, in bytes."""
 BLOCKS = 256
 """The most blocks of small products that are given at once."""
 STREAM_BYTES = 4 * 2**20

@@ -11,10 +11,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import msgspec
+
 from lima2py.errors import BadCommand, BadParameter, did_you_mean
 from lima2py.memory import host_identity
+from lima2py.node.holdings import Granted, Holdings, Needs
 from lima2py.node.look import read_stream, read_tap
 from lima2py.node.run import Run
+from lima2py.shelf import Shelf
 from lima2py.tasks.tap import Tap
 from lima2py.transport.keys import Keys
 from lima2py.transport.sockets import PrivateFolder, new_context
@@ -42,6 +46,7 @@ class Node(ABC):
         identity: what two nodes must have in common to share memory.
         incarnation: id of this start of the node.
         isolated: see above.
+        holdings: what it takes of the memory of its host.
     """
 
     kind: str
@@ -62,6 +67,7 @@ class Node(ABC):
         self._own_folder = folder is None
         self._host = host
         self.isolated = isolated
+        self.holdings = Holdings()
         self._closing = threading.Lock()
 
     @property
@@ -97,17 +103,37 @@ class Node(ABC):
 
     def commands(self) -> dict[str, Callable[..., Any]]:
         """What it can be told, one after the other."""
-        return {"start": self.start, "give_up": self.give_up}
+        return {
+            "start": self.start,
+            "give_up": self.give_up,
+            "needs": lambda: msgspec.to_builtins(self.needs()),
+            "grant": lambda told: self.grant(msgspec.convert(told, Granted)),
+        }
 
     def quick(self) -> dict[str, Callable[..., Any]]:
-        """What it answers at once, whatever else it does."""
+        """What it does at once, whatever else it does."""
+        return {"change_tap": self.change_tap}
+
+    def reads(self) -> dict[str, Callable[..., Any]]:
+        """What it answers at once, to anybody: nothing that changes what it does."""
         return {
             "status": self.status,
             "tap": self.tap,
             "stream": self.stream,
-            "change_tap": self.change_tap,
             "describe": self.describe,
+            "runs": self.list_runs,
         }
+
+    def list_runs(self) -> list[dict[str, Any]]:
+        """The runs it knows, the newest last: their ids, states and outcomes."""
+        return [
+            {
+                "run": run.run,
+                "state": run.life.state.value,
+                "outcome": run.outcome.value if run.outcome else None,
+            }
+            for run in list(self.runs.values())
+        ]
 
     def start(self, run: str) -> None:
         """Let a prepared run go."""
@@ -120,7 +146,23 @@ class Node(ABC):
 
     def status(self, run: str) -> dict[str, Any]:
         """Where a run is."""
-        return {**self.run(run).status(), "incarnation": self.incarnation}
+        return {
+            **self.run(run).status(),
+            "incarnation": self.incarnation,
+            "holdings": self.holdings.look(),
+        }
+
+    def needs(self) -> Needs:
+        """What it needs of the memory of its host, now that a run is prepared."""
+        return self.holdings.needs(self.identity, list(self.runs.values()))
+
+    def grant(self, granted: Granted) -> None:
+        """Take no more of the memory of the host than this from now on.
+
+        Raises:
+            LimaError: if that is too little for the run that was prepared last.
+        """
+        self.holdings.grant(granted)
 
     def describe(self) -> dict[str, Any]:
         """Who this is."""
@@ -169,14 +211,14 @@ class Node(ABC):
     def close(self) -> None:
         """End every run and close everything; may be called twice."""
         with self._closing:
-            for run in self.runs.values():
-                run.abandon(PATIENCE)
-            self.context.term()
+            ended = [run.abandon(PATIENCE) for run in self.runs.values()]
+            if all(ended):  # else a thread that hangs has sockets open, for which ZeroMQ would wait
+                self.context.term()
             if self._own_folder and self._folder is not None:
                 self._folder.close()
 
 
-def forget_ended(runs: dict[str, Any]) -> None:
+def forget_ended(runs: dict[str, Any], shelf: Shelf) -> None:
     """Forget runs that are over, but for the last few, to make room for another.
 
     One whose end nobody has seen yet is kept longer, if there are not too many of them.
@@ -185,3 +227,4 @@ def forget_ended(runs: dict[str, Any]) -> None:
     for place, name in enumerate(ended[: max(0, len(ended) - KEPT_RUNS + 1)]):
         if runs[name].end_was_seen or place < len(ended) - KEPT_UNSEEN:
             del runs[name]
+            shelf.forget(name)

@@ -18,7 +18,6 @@ from lima2py.graph.flow import Flow
 from lima2py.graph.latency import Histogram
 from lima2py.node.logbook import Logbook
 from lima2py.node.node import Node
-from lima2py.node.outlet import Inline, Outlet
 from lima2py.node.run import private_memory
 from lima2py.storage.logs import Series
 from lima2py.transport import wire
@@ -134,14 +133,14 @@ class Observer:
             for watch in (self._watch_counters, self._watch_temperatures)
         ]
 
-    def start(self, outlet: Outlet) -> None:
+    def start(self, flow: Flow | None) -> None:
         """Begin to look; the run has not begun yet.
 
         Args:
-            outlet: of the run; the graph is looked at, too, if it is that.
+            flow: the graph, if it runs here: it is looked at, too.
         """
-        if isinstance(outlet, Inline):
-            self._effort = Effort(outlet.flow)
+        if flow is not None:
+            self._effort = Effort(flow)
         self._rates = Rates()
         self._look_at_counters()
         for thread in self._threads:

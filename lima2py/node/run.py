@@ -30,6 +30,7 @@ class Run(ABC):
         outcome: how it ended; None before.
         errors: what went wrong, in words.
         end_was_seen: whether the session has what it needs of it, now that it is over.
+        footprint: about how many bytes it will take in its process once it goes.
     """
 
     def __init__(self, run: str, who: str, plan: Plan):
@@ -41,6 +42,7 @@ class Run(ABC):
         self.errors: list[str] = []
         self.seconds = 0.0
         self.end_was_seen = False
+        self.footprint = 0
         self._thread = threading.Thread(target=self._main, name=f"run {run[:8]}", daemon=True)
 
     def start(self) -> None:
@@ -78,15 +80,21 @@ class Run(ABC):
         if self._thread.ident is not None:
             self._thread.join(patience)
 
-    def abandon(self, patience: float) -> None:
-        """End it, whatever it does; after `patience` seconds its thread is left to itself."""
+    def abandon(self, patience: float) -> bool:
+        """End it, whatever it does; after `patience` seconds its thread is left to itself.
+
+        Returns:
+            Whether it has ended, and let go of everything.
+        """
         if self._thread.ident is not None:
             self.discard()
             self._thread.join(patience)
         elif self.life.state is State.PREPARED:
             self.life.do("reset")
-        if not self._thread.is_alive():
-            self.close()
+        if self._thread.is_alive():
+            return False
+        self.close()
+        return True
 
     def _main(self) -> None:
         began = time.monotonic()

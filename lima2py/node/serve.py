@@ -4,7 +4,8 @@
 
 A node that a session started ends with it: it holds one end of a pipe, and when the other end
 closes, however its owner ended, it aborts its runs, closes their files, removes the folder of
-sockets and exits within seconds.
+sockets and exits within seconds. One that stays (`lima2py.node.detach`) has no such pipe: it says
+who it is when it takes commands, and ends when it is told to.
 """
 
 from __future__ import annotations
@@ -16,11 +17,15 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+import msgspec
 
 from lima2py.node.acquisition import AcquisitionNode
 from lima2py.node.node import PATIENCE, Node
 from lima2py.node.processing import ProcessingNode
+from lima2py.node.standing import Card, Nest, Process
 from lima2py.transport.keys import read_keys
 from lima2py.transport.rpc import Server
 from lima2py.transport.sockets import PrivateFolder
@@ -30,23 +35,33 @@ KINDS: dict[str, type[Node]] = {"acquisition": AcquisitionNode, "processing": Pr
 log = logging.getLogger(__name__)
 
 
-def serve(node: Node, address: str, announce: Callable[[str], None] = lambda address: None) -> None:
+def serve(
+    node: Node,
+    address: str,
+    announce: Callable[[str], None] = lambda address: None,
+    leased: bool = False,
+) -> None:
     """Answer commands until `shutdown`, SIGTERM or Ctrl-C; then close the node.
 
     Args:
         node: whom to serve.
         address: where to listen.
         announce: is given the address once commands are answered there.
+        leased: whether only who has the writer lease may command it.
 
     Raises:
         NodeError: if the address cannot be had.
     """
-    quick = {
-        **node.quick(),
-        "shutdown": lambda: server.stop(),
-        "describe": lambda: {**node.describe(), "refused": server.refused.plain()},
+    quick = {**node.quick(), "shutdown": lambda: server.stop()}
+    reads = {
+        **node.reads(),
+        "describe": lambda: {
+            **node.describe(),
+            "refused": server.refused.plain(),
+            "writer": server.writer,
+        },
     }
-    server: Server = Server(node.context, address, node.commands(), quick)
+    server: Server = Server(node.context, address, node.commands(), quick, reads, leased)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: server.stop())
     announce(server.address)
@@ -81,7 +96,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--host")
     parser.add_argument("--isolated", action="store_true")
     parser.add_argument("--keys", type=Path)
-    parser.add_argument("--lifeline", type=int, required=True)
+    owner = parser.add_mutually_exclusive_group(required=True)
+    owner.add_argument("--lifeline", type=int, help="it ends when this pipe does")
+    owner.add_argument("--ready", type=int, help="it stays; where to write its card")
+    parser.add_argument("--system", help="name of the system, of a node that stays")
     told = parser.parse_args(arguments)
     logging.basicConfig(format=f"%(asctime)s {told.name} %(levelname)s %(message)s")
     node = KINDS[told.kind](
@@ -91,11 +109,37 @@ def main(arguments: list[str] | None = None) -> None:
         isolated=told.isolated,
         keys=read_keys(told.keys) if told.keys else None,
     )
+    if told.lifeline is None:
+        stay(node, told.address, told)
+        return
     watch = threading.Thread(
         target=watch_owner, args=(told.lifeline, node, told.folder), name="lifeline", daemon=True
     )
     watch.start()
     serve(node, told.address)
+
+
+def stay(node: Node, address: str, told: argparse.Namespace) -> None:
+    """Serve until told to end; with a card while commands are taken."""
+    nest = Nest(told.system)
+    nest.hold()
+    log = str(nest.path / f"{node.name}.log")
+    card = None
+
+    def announce(address: str) -> None:
+        nonlocal card
+        keys, reach = str(told.keys or ""), told.host or ""
+        who = Process.this()
+        card = Card(node.name, node.kind, address, who, log, keys=keys, reach=reach)
+        nest.put(card)
+        with os.fdopen(told.ready, "wb") as starter, suppress(BrokenPipeError):  # it may have gone
+            starter.write(msgspec.json.encode(card))
+
+    try:
+        serve(node, address, announce, leased=True)
+    finally:
+        if card is not None:
+            nest.remove(card)
 
 
 if __name__ == "__main__":

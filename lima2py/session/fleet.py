@@ -1,142 +1,57 @@
-"""The nodes of a system: started when they are needed, and made ready for a run together."""
+"""The fleet: the nodes of a system made ready for runs, together; and those that come back."""
 
 from __future__ import annotations
 
-import threading
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from functools import partial
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import msgspec
 
-from lima2py.acquisition import Acquisition
 from lima2py.errors import LimaError, NodeError
-from lima2py.graph.definition import GraphDefinition
-from lima2py.metadata import Metadata
-from lima2py.node.acquisition import AcquisitionNode
+from lima2py.node.life import ACTIVE, State
 from lima2py.node.orders import (
     AcquisitionOrder,
     AcquisitionReady,
     ConnectOrder,
     DetectorOrder,
-    GraphText,
+    Peer,
     ProcessingOrder,
     ProcessingReady,
 )
-from lima2py.policies import Policies
-from lima2py.session.launch import Child, Handle, Inside, Remote
-from lima2py.session.member import SILENCE
-from lima2py.session.system import NodePlace, System
+from lima2py.session.budget import Budgets
+from lima2py.session.call import Call, Wanted, text_of
+from lima2py.session.launch import Handle
+from lima2py.session.nodes import Nodes
+from lima2py.session.place import NodePlace
+from lima2py.session.recall import Recalled, recall, remember
+from lima2py.session.staging import Staging
+from lima2py.session.standing import Standing
 from lima2py.transport.keys import Keys
-from lima2py.transport.sockets import PrivateFolder, new_context
 
 PREPARE_TIMEOUT = 120.0
 GIVE_UP_TIMEOUT = 10.0
 Ready = TypeVar("Ready")
 
 
-class Wanted(NamedTuple):
-    """A run that is asked for.
+class Fleet(Nodes):
+    """The nodes of a system, and what is prepared on them: see `Nodes` for what it takes."""
 
-    Attributes:
-        run: its id.
-        name: what the user calls it.
-        graph: what is to be done.
-        output: the folder for the files.
-        asked: what the detector shall do.
-        metadata: what the user says of the experiment.
-        policies: what to do when something goes wrong.
-        processing: when frames are processed: `at_once`, `when_acquired`, `when_told`.
-    """
+    def __init__(
+        self, keys: Keys | None = None, standing: Standing | None = None, take_over: bool = False
+    ) -> None:
+        super().__init__(keys, standing, take_over)
+        self._calls: dict[str, Call] = {}
+        self._budgets = Budgets()
 
-    run: str
-    name: str
-    graph: GraphDefinition
-    output: str
-    asked: Acquisition
-    metadata: Metadata
-    policies: Policies
-    processing: str
-
-
-@dataclass
-class _Call:
-    """What nodes need to know to take part in a run.
-
-    Attributes:
-        ranks: how many processing nodes have had a part in it.
-    """
-
-    run: str
-    name: str
-    graph: GraphText
-    readies: list[AcquisitionReady]
-    ranks: int
-
-
-class Fleet:
-    """Handles on all nodes of a system, in the order of the system file.
-
-    Args:
-        keys: that the session uses on the network.
-
-    Attributes:
-        acquisition: the acquisition nodes, once started; the first one keeps the books.
-        processing: the processing nodes.
-        lock: is held while nodes are started, or made ready.
-    """
-
-    def __init__(self, keys: Keys | None = None) -> None:
-        self.acquisition: list[Handle] = []
-        self.processing: list[Handle] = []
-        self._context = new_context(keys)
-        self._folder: PrivateFolder | None = None
-        self.lock = threading.RLock()
-        self._calls: dict[str, _Call] = {}
-
-    @property
-    def of_graph(self) -> list[Handle]:
-        """The nodes that run the graph."""
-        return self.processing or self.acquisition
-
-    def start(self, system: System) -> None:
-        """Start, or start again, what is not there.
-
-        Args:
-            system: which nodes there are; without any, one is kept in this process.
-
-        Raises:
-            NodeError: if a node does not come up, or is not where it should be.
-        """
-        with self.lock:
-            self._start(system)
-
-    def _start(self, system: System) -> None:
-        self._system = system
-        if not system.processing:
-            if not self.acquisition:
-                self.acquisition.append(Inside(AcquisitionNode("local")))
-            return
-        if self._folder is None:
-            self._folder = PrivateFolder()
-        fresh: list[Child] = []
-        for kind, places, handles in (
-            ("acquisition", system.acquisition, self.acquisition),
-            ("processing", system.processing, self.processing),
-        ):
-            for rank, place in enumerate(places):
-                if rank < len(handles):
-                    if _is_there(old := handles[rank], kind):
-                        continue
-                    old.close()
-                    del handles[rank]
-                handle = self._reach(kind, rank, place, self._folder)
-                handles.insert(rank, handle)
-                if isinstance(handle, Child):
-                    fresh.append(handle)
-        for child in fresh:
-            child.wait_ready()
+    def members(self, run: str) -> dict[int, Handle]:
+        """The processing nodes of a run that was just prepared, by rank."""
+        call = self._calls.get(run)
+        handles = {handle.name: handle for handle in self.processing}
+        return {rank: handles[name] for rank, name in call.members.items()} if call else {}
 
     def prepare(self, wanted: Wanted) -> AcquisitionReady:
         """Make all nodes, which were started, ready for a run and let them meet.
@@ -145,31 +60,21 @@ class Fleet:
             What the acquisition node that keeps the books answered.
         """
         with self.lock:
-            return self._prepare(wanted)
-
-    def bring_back(self, lost: Handle, run: str) -> Handle:
-        """Start a processing node again that a run has lost.
-
-        Args:
-            lost: the handle on it; a node that somebody else started must be there again.
-            run: id of the run.
-
-        Returns:
-            The handle on it from now on.
-
-        Raises:
-            LimaError: if it cannot be.
-        """
-        if isinstance(lost, Remote):  # before anybody has to wait for us
-            _is_there(lost, "processing")
-        with self.lock:
-            if self.processing[lost.rank] is lost:  # if not, another run has seen to it
-                if isinstance(lost, Child):
-                    lost.close()
-                    self.processing[lost.rank] = self._again(lost.rank)
-                else:
-                    lost.call("give_up", run=run)
-            return self.processing[lost.rank]
+            nodes = [*self.acquisition, *self.processing]
+            if self.stays:
+                _clear_away(nodes)
+            graph = wanted.graph.text
+            staging = Staging.of(wanted.graph, self._system)
+            with_ring = [*(node.name for node in self.acquisition), *staging.handing_on]
+            rings = self._budgets.begin(self._system, nodes, with_ring, graph)
+            lead = self._prepare(wanted, rings)
+            fits, table = self._budgets.settle(nodes)
+            if not fits:
+                self.give_up(wanted.run)
+                rings = self._budgets.begin(self._system, nodes, with_ring, graph)
+                lead = self._prepare(wanted, rings)
+                _, table = self._budgets.settle(nodes, last=True)
+            return msgspec.structs.replace(lead, plan=f"{lead.plan}\n{table}")
 
     def enlist(self, handle: Handle, run: str) -> int:
         """Let a processing node take part in a run that goes on.
@@ -185,65 +90,154 @@ class Fleet:
             if call is None:
                 raise NodeError(f"node {handle.name} has no run to come back to")
             rank, call.ranks = call.ranks, call.ranks + 1
-            ready = msgspec.to_builtins(self._prepare_one(handle, rank, call))
+            ready = self._prepare_one(handle, rank, call)
+            self._budgets.tell(handle)
+            call.staging.keep(ready)
+            self._introduce(handle, ready, call)
             handle.call("start", run=run)
-            if not self._announce(run, ready):
+            call.members[rank] = handle.name
+            if self.stays:
+                remember(call, self.acquirers([ready.other for ready in call.readies]))
+            if not self._announce(call, ready):
                 handle.call("give_up", run=run)
                 raise NodeError(f"node {handle.name} came back when the run was over")
             return rank
 
-    def _announce(self, run: str, ready: object) -> bool:
-        """Tell acquisition nodes of a processing node; whether any of them can use it."""
+    def _introduce(self, handle: Handle, ready: ProcessingReady, call: Call) -> None:
+        """Let a node that came again, and those of the stage behind it, meet."""
+        if ready.feeder is None:
+            return
+        feeder = msgspec.to_builtins(ready.feeder)
+        staging, met = call.staging, []
+        for other in staging.of_stage(staging.stage_of(handle.name) + 1).values():
+            with suppress(LimaError):  # it is lost, too: the watch finds that out
+                met.append(self._of_name(other.name).look("meet", run=call.run, feeder=feeder))
+        handle.call("connect", run=call.run, receivers=met)
+
+    def _announce(self, call: Call, ready: ProcessingReady) -> bool:
+        """Tell those who may give a processing node blocks; whether the run goes on."""
+        stage = call.staging.stage_of(ready.name)
+        told = {"run": call.run, "ready": msgspec.to_builtins(ready)}
+        for other in call.staging.of_stage(stage - 1).values():
+            with suppress(LimaError):  # it is lost, too
+                self._of_name(other.name).look("join", **told)
         wanted = False
-        for acquisition in self.acquisition:
+        handles = self.acquirers([ready.other for ready in call.readies])
+        for acquisition in reversed(handles):  # last the one that may lead the others
             with suppress(NodeError):  # it is lost: the watch finds that out
-                wanted |= acquisition.look("join", run=run, ready=ready)
+                wanted |= acquisition.look("know" if stage else "join", **told)
         return wanted
 
-    def _again(self, place: int) -> Handle:
-        assert self._folder is not None  # noqa: S101 - there are child nodes
-        child = self._reach("processing", place, self._system.processing[place], self._folder)
-        assert isinstance(child, Child)  # noqa: S101 - for the type checker
-        try:
-            child.wait_ready()
-        except LimaError:
-            child.close()
-            raise
-        return child
-
-    def _prepare(self, wanted: Wanted) -> AcquisitionReady:
+    def _prepare(self, wanted: Wanted, rings: Mapping[str, int]) -> AcquisitionReady:
         system = self._system
         graph = wanted.graph
-        text = GraphText(graph.text, graph.where, str(graph.base))
+        text = text_of(graph)
+        staging = Staging.of(graph, system)
+        companions = self._prepare_others(wanted, len(staging.nodes[0]), rings)
         readies: list[AcquisitionReady] = []
-        places = system.acquisition or (None,)
-        for rank, (handle, place) in enumerate(zip(self.acquisition, places, strict=True)):
-            order = AcquisitionOrder(
-                run=wanted.run,
-                name=wanted.name,
-                output=wanted.output,
-                graph=text,
-                detector=DetectorOrder(system.detector, system.set, str(system.base)),
+        modules = [list(place.modules) for place in system.main]
+        places = system.main or (None,)
+        for rank, (handle, place) in enumerate(zip(self.acquirers(()), places, strict=True)):
+            order = self._order(
+                wanted,
+                place,
+                system.detector,
+                system.set,
                 requested=wanted.asked.model_dump(mode="json", by_alias=True, exclude_unset=True),
-                memory=system.memory_of(place),
                 metadata=wanted.metadata.plain(),
-                policies=wanted.policies.plain(),
-                processing=wanted.processing,
-                nodes=len(self.processing),
+                nodes=len(staging.nodes[0]),
                 rank=rank,
-                size=len(self.acquisition),
+                size=len(places) + len(companions),
+                modules=modules if any(modules) else [],
                 group=readies[0].group if readies else 0,
+                ring=rings.get(handle.name, 0),
+                companions=companions,
             )
             readies.append(_prepare(handle, order, AcquisitionReady))
-        lead = readies[0]
-        call = _Call(wanted.run, wanted.name, text, readies, len(self.processing))
+        readies += companions
+        readies[0] = lead = told_of_stages(readies[0], staging)
+        members = {
+            rank: handle.name
+            for rank, handle in enumerate(self.processing)
+            if staging.stage_of(handle.name) >= 0
+        }
+        told = wanted.plain() if self.stays else {}
+        ranks = len(self.processing)
+        call = Call(wanted.run, wanted.name, text, readies, ranks, members, told, staging)
         self._calls[wanted.run] = call
         if self.processing:
-            receivers = self._prepare_processing(call)
-            connect = ConnectOrder(receivers, lead.addresses, lead.host, lead.paths)
-            for handle in self.acquisition:
+            receivers, *later = self._prepare_processing(call)
+            sources = [
+                Peer(ready.rank, ready.name, ready.host, ready.addresses) for ready in readies
+            ]
+            others = [ready for stage in later for ready in stage]
+            connect = ConnectOrder(receivers, sources, lead.paths, others)
+            for handle in self.acquirers(graph.companions):
                 handle.call("connect", run=wanted.run, order=msgspec.to_builtins(connect))
+        if self.stays:
+            remember(call, self.acquirers(graph.companions))
         return lead
+
+    def _prepare_others(
+        self, wanted: Wanted, nodes: int, rings: Mapping[str, int]
+    ) -> list[AcquisitionReady]:
+        """Make the nodes of the other detectors ready whose frames the graph takes."""
+        system, names = self._system, wanted.graph.companions
+        places = [place for place in system.acquisition if place.detector in names]
+        handles = self.acquirers(names)[len(self.acquirers(())) :]
+        readies = []
+        for rank, (handle, place) in enumerate(zip(handles, places, strict=True), len(system.main)):
+            other = system.detectors[place.detector]
+            order = self._order(
+                wanted,
+                place,
+                other.detector,
+                other.set,
+                requested=other.asked(place.detector, wanted.asked),
+                metadata={},
+                nodes=nodes,
+                rank=rank,
+                size=len(system.main) + len(places),
+                ring=rings.get(handle.name, 0),
+                other=place.detector,
+                events=other.trigger_map.pattern,
+            )
+            readies.append(_prepare(handle, order, AcquisitionReady))
+        return readies
+
+    def _order(
+        self,
+        wanted: Wanted,
+        place: NodePlace | None,
+        detector: str,
+        parameters: Mapping[str, Any],
+        **own: Any,
+    ) -> AcquisitionOrder:
+        """What an acquisition node is told of a run."""
+        return AcquisitionOrder(
+            run=wanted.run,
+            name=wanted.name,
+            output=wanted.output,
+            graph=text_of(wanted.graph),
+            detector=DetectorOrder(detector, dict(parameters), str(self._system.base)),
+            memory=self._system.memory_of(place),
+            policies=wanted.policies.plain(),
+            processing=wanted.processing,
+            **own,
+        )
+
+    def recall(self, known: Collection[str]) -> list[Recalled]:
+        """The runs that the nodes of a system that is up know, the oldest first.
+
+        Args:
+            known: ids of those that need not be told.
+        """
+        self.meet_again()
+        found = recall(self.acquisition, self.processing, known)
+        for run in found:
+            if run.state is State.PREPARED or run.state in ACTIVE:
+                self._calls[run.call.run] = run.call
+        return found
 
     def forget(self, run: str) -> None:
         """A run is over: no node comes back to it."""
@@ -259,62 +253,67 @@ class Fleet:
                 continue  # it is gone, and what it held with it; or is when it is needed again
 
     def close(self) -> None:
-        """End the nodes that are ours; leave nothing behind. May be called twice."""
+        """See `Nodes`."""
         with self.lock:
             self._calls.clear()
-            for handle in [*self.acquisition, *self.processing]:
-                handle.close()
-        self._context.destroy(linger=0)
-        if self._folder is not None:
-            self._folder.close()
+        super().close()
 
-    def _reach(self, kind: str, rank: int, place: NodePlace, folder: PrivateFolder) -> Remote:
-        """A handle on a node: on one that runs somewhere, or on one started here now."""
-        if place.address is None:
-            host = self._system.host_of(place)
-            return Child(self._context, kind, place.node, rank, folder, host)
-        remote = Remote(self._context, place.node, rank, place.address)
-        try:
-            remote.check_kind(kind)
-        except LimaError:
-            remote.close()
-            raise
-        return remote
+    def _prepare_processing(self, call: Call) -> list[list[ProcessingReady]]:
+        """Make the processing nodes ready, stage by stage, and let them meet."""
+        found: list[list[ProcessingReady]] = []
+        for names in call.staging.nodes:
+            ranks = [rank for rank, name in call.members.items() if name in names]
+            with ThreadPoolExecutor(len(ranks)) as pool:
+                prepare = partial(self._prepare_place, call)
+                found.append(list(pool.map(prepare, ranks)))
+            for ready in found[-1]:
+                call.staging.keep(ready)
+        for stage, behind in pairwise(found):
+            receivers = msgspec.to_builtins(behind)
+            for ready in stage:
+                self.processing[ready.rank].call("connect", run=call.run, receivers=receivers)
+        return found
 
-    def _prepare_processing(self, call: _Call) -> list[ProcessingReady]:
-        with ThreadPoolExecutor(len(self.processing)) as pool:
-            return list(
-                pool.map(
-                    lambda place: self._prepare_one(self.processing[place], place, call),
-                    range(len(self.processing)),
-                )
-            )
+    def _prepare_place(self, call: Call, place: int) -> ProcessingReady:
+        return self._prepare_one(self.processing[place], place, call)
 
-    def _prepare_one(self, handle: Handle, rank: int, call: _Call) -> ProcessingReady:
+    def _prepare_one(self, handle: Handle, rank: int, call: Call) -> ProcessingReady:
         memory = self._system.memory_of(self._system.processing[handle.rank])
-        nodes = len(self.processing)
-        order = ProcessingOrder(call.run, call.name, call.graph, memory, rank, nodes, call.readies)
+        staging = call.staging
+        stage = staging.stage_of(handle.name)
+        order = ProcessingOrder(
+            run=call.run,
+            name=call.name,
+            graph=call.graph,
+            memory=memory,
+            rank=rank,
+            nodes=len(staging.nodes[stage]),
+            senders=call.readies,
+            stage=stage,
+            stages=staging.tasks if staging.several else {},
+            feeders=staging.feeders(stage),
+            behind=staging.behind(stage),
+            ring=self._budgets.rings.get(handle.name, 0),
+        )
         return _prepare(handle, order, ProcessingReady)
 
 
-def _is_there(handle: Handle, kind: str) -> bool:
-    """Whether a node can be told something; one of ours that hangs is ended.
-
-    Raises:
-        NodeError: if one that somebody else started is not there.
-    """
-    if not isinstance(handle, Child):
-        if isinstance(handle, Remote):
-            handle.check_kind(kind)
-        return True
-    try:
-        handle.look("describe", timeout=SILENCE)
-    except NodeError:
-        handle.kill()
-        return False
-    return True
+def told_of_stages(ready: AcquisitionReady, staging: Staging) -> AcquisitionReady:
+    """What the acquisition node that keeps the books answered, with what runs where."""
+    if not staging.several:
+        return ready
+    plan = f"{ready.plan}\n{staging.table}"
+    return msgspec.structs.replace(ready, plan=plan, where=staging.where)
 
 
 def _prepare(handle: Handle, order: Any, ready: type[Ready]) -> Ready:
     plain = handle.call("prepare", timeout=PREPARE_TIMEOUT, order=msgspec.to_builtins(order))
     return msgspec.convert(plain, ready)
+
+
+def _clear_away(nodes: Sequence[Handle]) -> None:
+    """Give up what a session that was killed has prepared, and not started."""
+    for handle in nodes:
+        for told in handle.look("runs"):
+            if told["state"] == State.PREPARED.value:
+                handle.call("give_up", run=told["run"])

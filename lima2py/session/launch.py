@@ -1,25 +1,29 @@
-"""Handles on nodes: one in this process, one started on this host, one somebody else started."""
+"""Handles on nodes: in this process, started by the session, staying, started by somebody else."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lima2py.errors import LimaError, NodeError
+from lima2py.errors import LimaError, NeedsLease, NodeError
+from lima2py.node.detach import START_TIMEOUT, last_words
 from lima2py.node.node import Node
+from lima2py.node.standing import Card
+from lima2py.session.writer import Writer
 from lima2py.transport.greeting import who_listens
 from lima2py.transport.rpc import Client
 from lima2py.transport.sockets import Context, PrivateFolder
 
 MEETING_TIMEOUT = 2.0
 """Seconds a node that somebody else started may take to say who it is."""
-START_TIMEOUT = 60.0
-"""Seconds a node process may take to answer for the first time."""
 
 
 class Handle(ABC):
@@ -68,11 +72,15 @@ class Inside(Handle):
 
     def call(self, command: str, *, timeout: float = 30.0, **parameters: Any) -> Any:
         """See `Handle.call`."""
-        return {**self._node.commands(), **self._node.quick()}[command](**parameters)
+        return {**self._node.commands(), **self._quick}[command](**parameters)
 
     def look(self, command: str, *, timeout: float = 5.0, **parameters: Any) -> Any:
         """See `Handle.look`."""
-        return self._node.quick()[command](**parameters)
+        return self._quick[command](**parameters)
+
+    @property
+    def _quick(self) -> dict[str, Callable[..., Any]]:
+        return {**self._node.quick(), **self._node.reads()}
 
     def close(self) -> None:
         """See `Handle.close`."""
@@ -80,11 +88,22 @@ class Inside(Handle):
 
 
 class Remote(Handle):
-    """A node behind a command socket, started by somebody else."""
+    """A node behind a command socket, started by somebody else.
 
-    def __init__(self, context: Context, name: str, rank: int, address: str):
+    Args:
+        context: of ZeroMQ.
+        name: of the node.
+        rank: among the nodes of its kind.
+        address: where it takes commands.
+        writer: of a session that must have a right to command it.
+    """
+
+    def __init__(
+        self, context: Context, name: str, rank: int, address: str, writer: Writer | None = None
+    ):
         self.name = name
         self.rank = rank
+        self._writer = writer
         self._with_keys = context.keys is not None
         self._caller = Client(context, address, name)
         self._looker = Client(context, address, name)
@@ -92,15 +111,29 @@ class Remote(Handle):
 
     def call(self, command: str, *, timeout: float = 30.0, **parameters: Any) -> Any:
         """See `Handle.call`."""
-        return self._caller.call(command, timeout=timeout, alive=self.check_alive, **parameters)
+        return self._ask(self._caller, command, timeout, parameters)
 
     def look(self, command: str, *, timeout: float = 5.0, **parameters: Any) -> Any:
         """See `Handle.look`."""
-        return self._looker.call(command, timeout=timeout, alive=self.check_alive, **parameters)
+        return self._ask(self._looker, command, timeout, parameters)
 
     def read(self, command: str, *, timeout: float = 5.0, **parameters: Any) -> Any:
         """See `Handle.read`."""
-        return self._reader.call(command, timeout=timeout, alive=self.check_alive, **parameters)
+        return self._ask(self._reader, command, timeout, parameters)
+
+    def _ask(self, client: Client, command: str, timeout: float, parameters: dict[str, Any]) -> Any:
+        def ask(number: int) -> Any:
+            return client.call(
+                command, timeout=timeout, alive=self.check_alive, writer=number, **parameters
+            )
+
+        if self._writer is None:
+            return ask(0)
+        try:
+            return ask(self._writer.number)
+        except NeedsLease:
+            self._writer.have()
+            return ask(self._writer.number)
 
     def check_kind(self, kind: str) -> None:
         """Refuse a node that is not there, or of another kind.
@@ -128,7 +161,76 @@ class Remote(Handle):
         self._reader.close()
 
 
-class Child(Remote):
+class Tended(Remote):
+    """A node that the session may end, and start again."""
+
+    @property
+    @abstractmethod
+    def running(self) -> bool:
+        """Whether the node's process is there."""
+
+    @property
+    @abstractmethod
+    def left_in_order(self) -> bool:
+        """Whether the process has ended since it was told to."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """End the process at once."""
+
+
+class Staying(Tended):
+    """A node of a system that is up: it stays when the session leaves.
+
+    Args:
+        context: of ZeroMQ.
+        rank: among the nodes of its kind.
+        card: says who it is.
+        has_left: whether its card is no longer there.
+        writer: of the session.
+
+    Attributes:
+        card: see above.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        rank: int,
+        card: Card,
+        has_left: Callable[[], bool],
+        writer: Writer,
+    ):
+        super().__init__(context, card.node, rank, card.address, writer)
+        self.card = card
+        self._has_left = has_left
+
+    @property
+    def running(self) -> bool:
+        """See `Tended.running`."""
+        return self.card.lives
+
+    @property
+    def left_in_order(self) -> bool:
+        """See `Tended.left_in_order`."""
+        return not self.running and self._has_left()
+
+    def check_alive(self) -> None:
+        """See `Handle.check_alive`."""
+        if self.running:
+            return
+        how = "left in order" if self._has_left() else "was killed, or crashed"
+        words = last_words(Path(self.card.log))
+        raise NodeError(f"node {self.name} (process {self.card.process.pid}) {how}{words}")
+
+    def kill(self) -> None:
+        """See `Tended.kill`; one on another host is left to itself."""
+        if self.card.is_here and self.card.lives:
+            with suppress(ProcessLookupError):
+                os.kill(self.card.process.pid, signal.SIGKILL)
+
+
+class Child(Tended):
     """A node in a process of its own on this host, which ends with this one.
 
     Args:
@@ -189,12 +291,12 @@ class Child(Remote):
 
     @property
     def running(self) -> bool:
-        """Whether the node's process is there."""
+        """See `Tended.running`."""
         return self._process.poll() is None
 
     @property
     def left_in_order(self) -> bool:
-        """Whether the process has ended since it was told to (SIGTERM)."""
+        """See `Tended.left_in_order`; SIGTERM tells it."""
         return self._process.poll() == 0
 
     def check_alive(self) -> None:
@@ -203,7 +305,7 @@ class Child(Remote):
         if code is None:
             return
         how = f"was killed by signal {-code}" if code < 0 else f"exited with status {code}"
-        raise NodeError(f"node {self.name} (process {self.pid}) {how}{self._last_words()}")
+        raise NodeError(f"node {self.name} (process {self.pid}) {how}{last_words(self._log)}")
 
     def wait_ready(self) -> None:
         """Wait until the node answers.
@@ -214,7 +316,7 @@ class Child(Remote):
         self.call("ping", timeout=START_TIMEOUT)
 
     def kill(self) -> None:
-        """End the process at once."""
+        """See `Tended.kill`."""
         self._process.kill()
 
     def close(self) -> None:
@@ -234,16 +336,3 @@ class Child(Remote):
             self._process.kill()
             self._process.wait(10)
         super().close()
-
-    def _last_words(self) -> str:
-        try:
-            words = _tail(self._log)
-        except OSError:
-            return ""
-        return f"; its last words:\n{words}" if words else ""
-
-
-def _tail(path: Path, size: int = 2000) -> str:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - size))
-        return file.read().decode(errors="replace").strip()

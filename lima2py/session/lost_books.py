@@ -13,20 +13,21 @@ from typing import Any
 from lima2py.errors import StorageError, in_words
 from lima2py.frame import Absence, Fate
 from lima2py.node.ledger import Ledger
+from lima2py.storage.care.journal_content import JournalContent, read_journal, tracks_of
 from lima2py.storage.care.recover import recover_run
 from lima2py.storage.care.recovery import Recovery
-from lima2py.storage.care.told import Told, read_journal, tracks_of
 from lima2py.storage.names import journals_at
 
 _UNKNOWN = Absence(Fate.NODE_LOST, "session", "its acquisition node was lost")
 
 
 def report_of(
-    run: str, name: str, paths: Mapping[str, str], asked: int, acquired: int
+    run: str, name: str, paths: Mapping[str, str], asked: int, acquired: int, may_write: bool
 ) -> dict[str, Any]:
     """What became of the run, as plain values: what `AcquisitionRun.report` would have said.
 
-    The masters are written, so no node may write the files any more.
+    The masters are written, so no node may write the files any more, and only one session may do
+    it; others say what the journals do.
 
     Args:
         run: its id.
@@ -34,6 +35,7 @@ def report_of(
         paths: by sink, in the order of the graph, what its files begin with.
         asked: frames asked for; 0 if endless, or if nobody knows.
         acquired: frames that are known to exist.
+        may_write: whether this session commands the nodes, and so writes the masters.
     """
     errors: list[str] = []
     journals = _journals(run, paths, errors)
@@ -42,11 +44,16 @@ def report_of(
         prefixes = list(dict.fromkeys(map(Path, paths.values())))
         by_hand = f"lima2py recover {prefixes[0].parent}"
         try:
-            found = recover_run(prefixes, run)
+            found = recover_run(prefixes, run) if may_write else []
         except Exception as error:  # whatever it is, the report must come
             errors.append(f"{in_words(error)}; when that is mended, give: {by_hand}")
         else:
-            if not found:
+            if not may_write:
+                errors.append(
+                    "the masters are left to the session that commands the nodes; if there is none:"
+                    f" {by_hand}"
+                )
+            elif not found:
                 errors.append(
                     f"no file of the run can be seen from here; where they can: {by_hand}"
                 )
@@ -78,7 +85,7 @@ def report_of(
     }
 
 
-def _journals(run: str, paths: Mapping[str, str], errors: list[str]) -> list[Told]:
+def _journals(run: str, paths: Mapping[str, str], errors: list[str]) -> list[JournalContent]:
     """What the journals of a run say; why some cannot be read goes to the errors."""
     found = []
     try:

@@ -18,8 +18,8 @@ from lima2py.session.events import Events, Kind
 from lima2py.session.totals import Totals
 
 if TYPE_CHECKING:
+    from lima2py.session.progress import Progress
     from lima2py.session.report import Report
-    from lima2py.session.watch import Progress
 
 RATE_OVER = 3.0
 """Seconds over which a rate is taken."""

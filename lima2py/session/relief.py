@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from lima2py.errors import LimaError, in_words
 from lima2py.session.fleet import Fleet
-from lima2py.session.launch import Child, Handle
+from lima2py.session.launch import Handle, Tended
 
 MINUTE = 60.0
 LAST_JOIN = 10.0
@@ -88,7 +88,7 @@ class Relief:
         now = time.monotonic()
         while self._times and now > self._times[0] + MINUTE:
             self._times.popleft()
-        if isinstance(lost, Child) and lost.left_in_order:
+        if isinstance(lost, Tended) and lost.left_in_order:
             return "it was told to leave"
         if len(self._times) >= self._restarts:
             return (
@@ -106,7 +106,7 @@ class Relief:
                 self._join(handle)
                 return
             except LimaError as error:
-                if not isinstance(handle, Child):  # its host may come back
+                if not isinstance(handle, Tended):  # its host may come back
                     self._over.wait(RETRY_EVERY)
                     continue
                 died_again = handle is not lost and not handle.running

@@ -15,15 +15,19 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 from lima2py.errors import BadCommand, BadParameter, LimaError, NodeError, did_you_mean
 from lima2py.frame import Frame
 from lima2py.node.life import State, allowed
+from lima2py.session.call import Wanted
 from lima2py.session.events import Event, Events
-from lima2py.session.fleet import Fleet, Wanted
+from lima2py.session.fleet import Fleet
 from lima2py.session.follow import Ranges, frames_of, streamed, tapped
 from lima2py.session.launch import Handle
 from lima2py.session.monitor import Monitor
+from lima2py.session.past import Past
+from lima2py.session.progress import Progress
+from lima2py.session.recall import Recalled
 from lima2py.session.relief import Relief
 from lima2py.session.report import Report
 from lima2py.session.totals import Totals
-from lima2py.session.watch import Progress, Watch
+from lima2py.session.watch import Watch
 from lima2py.storage.care.recover import recover_run
 
 if TYPE_CHECKING:
@@ -64,16 +68,20 @@ class SessionRun:
         self.name = wanted.name
         self.plan = ready.plan
         self.warnings = ready.warnings
-        self._policies = wanted.policies
+        self._restarts = wanted.policies.restarts
         self._taps = ready.taps
         self._paths = ready.paths
         self._nodes = nodes
         self._events = events
         self._totals = totals
-        self._of_graph = dict(enumerate(nodes.of_graph))
-        self._acquisition = list(nodes.acquisition)
-        self._processing = list(nodes.processing)
-        self._watch: Watch | None = None
+        self._where = ready.where
+        self._acquisition = nodes.acquirers(wanted.graph.companions)
+        self._processing = nodes.members(wanted.run)
+        self._of_graph: Mapping[int, Handle] = self._processing or dict(
+            enumerate(self._acquisition)
+        )
+        self._lost: list[str] = []
+        self._watch: Watch | Past | None = None
         self._given_up = False
 
     def __repr__(self) -> str:
@@ -91,7 +99,7 @@ class SessionRun:
         if not self.prepared:
             raise self.refusal("start")
         try:
-            for handle in [*self._processing, *reversed(self._acquisition)]:
+            for handle in [*self._processing.values(), *reversed(self._acquisition)]:
                 handle.call("start", run=self.id)
         except LimaError as error:
             self.give_up()
@@ -99,25 +107,44 @@ class SessionRun:
             if isinstance(error, NodeError):
                 raise NodeError(f"{error}; the run is given up: prepare it again") from None
             raise
-        self._watch = Watch(
+        self.follow()
+
+    @classmethod
+    def recalled(cls, found: Recalled, nodes: Fleet, events: Events, totals: Totals) -> SessionRun:
+        """One that another session has prepared, and maybe started."""
+        run = cls(found.wanted, found.ready, nodes, events, totals)
+        run._processing = found.members
+        run._lost = found.lost
+        if nodes.processing:
+            run._of_graph = found.members
+        if found.state is not State.PREPARED:
+            run.follow()
+        return run
+
+    def follow(self) -> None:
+        """Look at it: it was started, by us or by another session."""
+        self._watch = watch = Watch(
             self.id,
             self.name,
             self._acquisition,
             self._processing,
-            Relief(self._nodes, self.id, self._policies.restarts),
+            Relief(self._nodes, self.id, self._restarts),
             Monitor(self.id, self.name, self._events, self._totals),
             self._paths,
+            lambda: self._nodes.commands,
+            self._lost,
+            bool(self._where),
         )
-        self._watch.start()
+        watch.start()
 
     def trigger(self) -> None:
-        """One software trigger.
+        """One software trigger, of the main detector.
 
         Raises:
             BadCommand: if it is not going, or the detector takes none now.
         """
         self._going("trigger")
-        for handle in self._acquisition:
+        for handle in self._nodes.acquirers(()):
             handle.look("trigger", run=self.id)
 
     def log(
@@ -153,7 +180,7 @@ class SessionRun:
         Raises:
             BadCommand: if it is not going.
         """
-        self._going("process").tell("process")
+        self._tell("process")
 
     def stop(self) -> None:
         """Acquire no more; what was acquired is processed and saved. Returns at once.
@@ -161,7 +188,7 @@ class SessionRun:
         Raises:
             BadCommand: if it is not going.
         """
-        self._going("stop").tell("stop")
+        self._tell("stop")
 
     def abort(self) -> None:
         """Acquire no more and discard what is in flight; files are closed. Returns at once.
@@ -169,7 +196,7 @@ class SessionRun:
         Raises:
             BadCommand: if it is not going.
         """
-        self._going("abort").tell("abort")
+        self._tell("abort")
 
     def cancel(self) -> None:
         """End it wherever it is: one that is prepared is given up, one that goes on is aborted.
@@ -188,12 +215,14 @@ class SessionRun:
             BadCommand: if it is not going.
             BadParameter: if no such node takes part.
         """
-        self._going("drain").leave(node)
+        watch = self._going("drain")
+        self._nodes.confirm()
+        watch.leave(node)
 
     def change_tap(self, task: str, parameters: Mapping[str, Any]) -> None:
         """Give a tap other parameters, if it has this tap and is not over."""
         if task in self._taps and (self.prepared or self.going):
-            for handle in self.of_graph().values():
+            for handle in self._of_task(task).values():
                 handle.look("change_tap", run=self.id, task=task, parameters=parameters)
 
     def give_up(self) -> None:
@@ -201,11 +230,16 @@ class SessionRun:
         self._given_up = True
         self._nodes.give_up(self.id)
 
+    def let_go(self) -> None:
+        """Hold no more of a run that is over than what became of it."""
+        if isinstance(self._watch, Watch) and self._watch.ended:
+            self._watch = Past(self._watch)
+
     def close(self) -> None:
-        """Abort it if it goes on, give it up if it is prepared, and look no more."""
+        """Look no more; before that end it, unless its nodes stay when the session leaves."""
         if self._watch is not None:
-            self._watch.close()
-        elif not self._given_up:
+            self._watch.close(abort=not self._nodes.stays)
+        elif not (self._given_up or self._nodes.stays):
             self.give_up()
 
     # Waiting
@@ -296,7 +330,7 @@ class SessionRun:
         if name not in self._taps:
             raise BadParameter(f'tap "{name}": the graph has no such tap'
                                f"{did_you_mean(name, self._taps)}")  # fmt: skip
-        return tapped(self.of_graph, self.id, name, timeout, self._is_over)
+        return tapped(lambda: self._of_task(name), self.id, name, timeout, self._is_over)
 
     def stream(
         self, name: str, channel: str | None = None, timeout: float | None = None
@@ -312,10 +346,19 @@ class SessionRun:
         def done_to() -> int:
             return watch.progress.done_to
 
-        blocks = streamed(self.of_graph, self.id, name, timeout, self._is_over, done_to, account)
+        def nodes() -> Mapping[int, Handle]:
+            return self._of_task(name)
+
+        blocks = streamed(nodes, self.id, name, timeout, self._is_over, done_to, account)
         return frames_of(blocks, name, channel)
 
     # How it is done
+
+    def _of_task(self, task: str) -> Mapping[int, Handle]:
+        """The nodes that run a task, by rank."""
+        names = self._where.get(task)
+        return {rank: handle for rank, handle in self.of_graph().items()
+                if names is None or handle.name in names}  # fmt: skip
 
     def _clear_away(self) -> None:
         """Remove the files, without a frame, of a node that was lost before the run began."""
@@ -324,6 +367,12 @@ class SessionRun:
 
     def _is_over(self) -> bool:
         return not (self.prepared or self.going)
+
+    def _tell(self, command: str) -> None:
+        """Give a command to all acquisition nodes that can still obey it."""
+        watch = self._going(command)
+        self._nodes.confirm()
+        watch.tell(command)
 
     def _all_or_none(self, command: str, opposite: str) -> None:
         """Give a command to all acquisition nodes; where one refuses, take it back."""
@@ -339,14 +388,14 @@ class SessionRun:
                     handle.look(opposite, run=self.id)
             raise
 
-    def _started(self, command: str) -> Watch:
+    def _started(self, command: str) -> Watch | Past:
         if self._watch is None:
             raise self.refusal(command)
         return self._watch
 
     def _going(self, command: str) -> Watch:
         watch = self._started(command)
-        if not self.going:
+        if isinstance(watch, Past) or watch.over.is_set():
             raise self.refusal(command)
         return watch
 

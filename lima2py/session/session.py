@@ -14,6 +14,7 @@ for its status several times a second, tells the others when one is lost, and st
 from __future__ import annotations
 
 import os
+import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,14 +28,16 @@ from lima2py.graph.definition import GraphDefinition, load_graph, parse_graph
 from lima2py.metadata import Metadata
 from lima2py.node.life import State
 from lima2py.policies import Policies
+from lima2py.session.call import Wanted
 from lima2py.session.events import Event, Events
-from lima2py.session.fleet import Fleet, Wanted
+from lima2py.session.fleet import Fleet
 from lima2py.session.metrics import View, exposition
+from lima2py.session.progress import Progress
 from lima2py.session.report import Report
 from lima2py.session.run import SessionRun
+from lima2py.session.standing import Standing
 from lima2py.session.system import System, open_system
 from lima2py.session.totals import Totals
-from lima2py.session.watch import Progress
 
 KEPT_RUNS = 1000
 """The most runs that a session remembers, those that are over longest give way."""
@@ -51,14 +54,23 @@ class Session:
         nodes: handles on them.
     """
 
-    def __init__(self, system: System):
+    def __init__(self, system: System, take_over: bool = False):
+        standing = Standing.of(system)
+        if standing is None:
+            _refuse_elsewhere(system)
         self.system = system
-        self.nodes = Fleet(system.load_keys())
+        self.nodes = Fleet(system.load_keys(), standing, take_over)
         self._events = Events()
         self._totals = Totals()
         self._runs: dict[str, SessionRun] = {}
         self._graph: GraphDefinition | None = None
         self._closed = False
+        self._recalling = threading.Lock()
+        try:
+            self._recall()
+        except BaseException:
+            self.close()
+            raise
 
     @classmethod
     def open(
@@ -68,24 +80,33 @@ class Session:
         acquisition_nodes: int = 1,
         processing_nodes: int = 0,
         detector: Mapping[str, Any] | None = None,
+        take_over: bool = False,
     ) -> Self:
         """A session on a system of nodes.
+
+        Of a system that is up (`lima2py up`), it has the runs that the nodes know, and may look at
+        them. Its first command that changes something makes it the one that commands the system,
+        until it is closed; the nodes and what they do go on after it.
 
         Args:
             system: a system file; or a detector, by name or by its file, for a system on this host.
             acquisition_nodes: how many, for a system on this host.
             processing_nodes: how many; with 0 everything runs in this process.
             detector: parameters of the detector to set.
+            take_over: whether to take the command of a system that is up from a session that has
+                it, which can then only look.
 
         Raises:
-            BadParameter: if there is no such system, or there cannot be that many nodes. Whether
-                there is such a detector, `prepare` says.
+            BadParameter: if there is no such system, or there cannot be that many nodes, or it is
+                up and its file says other nodes now. Whether there is such a detector, `prepare`
+                says.
+            NodeError: if the nodes of a system that is up do not answer.
         """
         if not isinstance(system, System):
             system = open_system(
                 str(system), acquisition_nodes, processing_nodes, dict(detector or {})
             )
-        return cls(system)
+        return cls(system, take_over)
 
     # Commands
 
@@ -295,7 +316,11 @@ class Session:
 
     @property
     def runs(self) -> Mapping[str, SessionRun]:
-        """All runs by id, the newest last; those that are over, too."""
+        """All runs by id, the newest last; those that are over, too.
+
+        Of a system that is up also those that other sessions have prepared by now.
+        """
+        self._recall()
         return MappingProxyType(self._runs)
 
     @property
@@ -391,7 +416,10 @@ class Session:
         return self._run("stream").stream(name, channel, timeout)
 
     def close(self) -> None:
-        """Abort what runs, end our nodes, leave nothing behind; may be called twice."""
+        """Abort what runs, end our nodes, leave nothing behind; may be called twice.
+
+        Of a system that is up the nodes stay, and their runs go on.
+        """
         if self._closed:
             return
         self._closed = True
@@ -415,13 +443,31 @@ class Session:
 
     @property
     def _last(self) -> SessionRun | None:
+        self._recall()
         return next(reversed(self._runs.values()), None)
 
+    def _recall(self) -> None:
+        """Take up the runs that other sessions have prepared, or started, since."""
+        if self._closed or not self.nodes.stays or self.nodes.commands:
+            return
+        with self._recalling:
+            known = [run.id for run in self._runs.values() if not run.prepared]
+            for found in self.nodes.recall(known):
+                kept = self._runs.get(found.wanted.run)
+                if kept is None:
+                    self._keep(SessionRun.recalled(found, self.nodes, self._events, self._totals))
+                    self._graph = found.wanted.graph
+                elif found.state is not State.PREPARED:
+                    kept.follow()
+
     def _keep(self, run: SessionRun) -> None:
-        self._runs[run.id] = run
-        over = [id for id, kept in self._runs.items() if not (kept.prepared or kept.going)]
-        for id in over[: max(0, len(self._runs) - KEPT_RUNS)]:
-            del self._runs[id]
+        runs = {**self._runs, run.id: run}  # another one: who goes through the last is not torn
+        over = [kept for kept in runs.values() if not (kept.prepared or kept.going)]
+        for kept in over[: max(0, len(runs) - KEPT_RUNS)]:
+            del runs[kept.id]
+        self._runs = runs
+        for kept in over:
+            kept.let_go()
 
     def _definition(
         self, graph: str | Path | GraphDefinition | None, overrides: Mapping[str, Any]
@@ -430,10 +476,10 @@ class Session:
         if graph is None:
             raise BadParameter("graph: is required for the first run of a session")
         if not isinstance(graph, GraphDefinition):
-            return load_graph(str(graph), overrides)
+            return load_graph(str(graph), overrides, tuple(self.system.detectors))
         if not overrides:
             return graph
-        return parse_graph(graph.text, graph.where, graph.base, overrides)
+        return parse_graph(graph.text, graph.where, graph.base, overrides, graph.detectors)
 
     def _refuse_if_closed(self, command: str) -> None:
         if self._closed:
@@ -442,6 +488,7 @@ class Session:
     def _refuse_if_acquiring(self, command: str) -> None:
         last = self._last
         if last is not None and last.acquiring:
+            self.nodes.confirm()  # if it is another's, this says whose
             raise last.refusal(command)
 
     def _run(self, command: str) -> SessionRun:
@@ -449,6 +496,21 @@ class Session:
         if self._last is None:
             raise BadCommand(f"the session cannot {command} while idle; it can: prepare")
         return self._last
+
+
+def _refuse_elsewhere(system: System) -> None:
+    """Refuse a system of which a session could not start all nodes.
+
+    Raises:
+        BadParameter: saying who can.
+    """
+    for _, place in system.places:
+        if place.is_elsewhere:
+            raise BadParameter(
+                f"{system.file or system.system}, node {place.node}, host: {place.host} is not this"
+                f" host;  lima2py up {system.file or 'SYSTEM'}  starts it there, over ssh; or start"
+                " it there (lima2py node) and write its address here"
+            )
 
 
 def check_name(name: str) -> str:

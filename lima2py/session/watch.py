@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from lima2py.errors import BadCommand, BadParameter, LimaError, NodeError, did_you_mean
 from lima2py.node.life import State, aggregate
 from lima2py.session.events import Kind
-from lima2py.session.launch import Child, Handle
+from lima2py.session.launch import Handle, Tended
 from lima2py.session.lost_books import report_of
 from lima2py.session.member import SILENCE, Answers, Member
 from lima2py.session.monitor import Monitor
+from lima2py.session.progress import Progress
 from lima2py.session.relief import Relief
 from lima2py.session.report import Report
 
@@ -33,41 +33,6 @@ STRAGGLE = 2.0
 """Seconds after the end of acquisition nodes in which processing nodes should have ended, too."""
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where a run is.
-
-    Attributes:
-        state: of the whole system.
-        asked: frames asked for, 0 if endless.
-        acquired: frames the detector has delivered.
-        settled: frames with a fate.
-        done_to: the number of the first frame without one.
-        counts: frames by fate so far.
-        rate: frames that got a fate, per second, over the last seconds.
-        lag: frames acquired that have no fate yet.
-        lag_seconds: the age of the oldest block that is not settled.
-        silent_for: seconds since the detector gave a frame, if one should have come; else 0.
-        frame_bytes: bytes of one raw frame.
-        ring: the fullest ring, 0 to 1.
-        nodes: the status of every node, by name; with the rates at which its counters grow.
-    """
-
-    state: State
-    asked: int = 0
-    acquired: int = 0
-    settled: int = 0
-    done_to: int = 0
-    counts: Mapping[str, int] = field(default_factory=dict)
-    rate: float = 0.0
-    lag: int = 0
-    lag_seconds: float = 0.0
-    silent_for: float = 0.0
-    frame_bytes: int = 0
-    ring: float = 0.0
-    nodes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-
 class Watch:
     """Looks at every node until a run is over, and tells the others when one is lost.
 
@@ -75,10 +40,13 @@ class Watch:
         run: id of the run.
         name: what the user called it.
         acquisition: the acquisition nodes; the first one keeps the books.
-        processing: the processing nodes, in the order of their ranks.
+        processing: the processing nodes, by rank.
         relief: brings lost processing nodes back.
         monitor: is told what is seen.
         paths: by sink, what its files begin with.
+        commands: whether the session may tell the nodes something now, or only looks at them.
+        lost: why nodes were lost before.
+        staged: whether processing nodes hand on to others.
 
     Attributes:
         run: see above.
@@ -91,29 +59,35 @@ class Watch:
         run: str,
         name: str,
         acquisition: Sequence[Handle],
-        processing: Sequence[Handle],
+        processing: Mapping[int, Handle],
         relief: Relief,
         monitor: Monitor,
         paths: Mapping[str, str],
+        commands: Callable[[], bool] = lambda: True,
+        lost: Sequence[str] = (),
+        staged: bool = False,
     ):
         self.run = run
         self._name = name
         self._relief = relief
         self._monitor = monitor
         self._paths = paths
-        self._latency: dict[str, dict[str, float]] = {}
+        self._commands = commands
+        self._lost_before = lost
+        self._staged = staged
         self.over = threading.Event()
         self.progress = Progress(State.RUNNING)
         self._memory: dict[str, int] = {}
-        self._told: dict[str, Any] | None = None
+        self._holdings: dict[str, dict[str, dict[str, int]]] = {}
+        self._report: Report | None = None
         self._began = 0.0
         self._acquired_at: float | None = None
         self._closing = threading.Event()
         self._answers: Answers = SimpleQueue()
         self._members = [
             Member(handle, rank, processes, run, self._answers)
-            for processes, handles in ((False, acquisition), (True, processing))
-            for rank, handle in enumerate(handles)
+            for processes, handles in ((False, dict(enumerate(acquisition))), (True, processing))
+            for rank, handle in handles.items()
         ]
         self._thread = threading.Thread(target=self._main, name="watch", daemon=True)
 
@@ -122,11 +96,11 @@ class Watch:
         self._began = time.monotonic()
         self._thread.start()
 
-    def close(self) -> None:
-        """Abort what still runs, and look no more."""
+    def close(self, abort: bool = True) -> None:
+        """Look no more; before that abort what still runs, unless it shall go on."""
         if self._thread.ident is None:
             return
-        if not self.over.is_set():
+        if abort and not self.over.is_set():
             self.tell("abort")
             self.over.wait(SILENCE)
         self._closing.set()
@@ -152,6 +126,10 @@ class Watch:
             raise BadParameter(f"node {name}: takes no part in processing now"
                                f"{did_you_mean(name, there)}")  # fmt: skip
         self.tell("leave", rank=there[name].rank)
+        for member in self._processing if self._staged else ():
+            if not member.over:
+                with suppress(LimaError):  # it is lost: the next look says so
+                    member.handle.look("leave", run=self.run, rank=there[name].rank)
         self._monitor.note(Kind.NODE_DRAINED, "it leaves when it has done what it has", name)
 
     @property
@@ -163,9 +141,13 @@ class Watch:
 
     def report(self) -> Report:
         """What became of the run, once it is over."""
-        assert self._told is not None  # noqa: S101 - for the type checker
-        lost = [member.lost for member in self._members if member.lost]
-        return Report.make(self._told, dict(self._memory), self._latency, lost)
+        assert self._report is not None  # noqa: S101 - for the type checker
+        return self._report
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more is done: all that it holds may be forgotten."""
+        return self.over.is_set() and not self._thread.is_alive()
 
     @property
     def _acquisition(self) -> list[Member]:
@@ -230,8 +212,16 @@ class Watch:
                     lost[member] = _why_lost(member, answer)
                 continue
             member.status = answer
-            self._memory[member.name] = max(self._memory.get(member.name, 0), answer["memory"])
+            self._note_memory(member.name, answer)
         return lost
+
+    def _note_memory(self, node: str, status: Mapping[str, Any]) -> None:
+        """Remember the most memory that was seen."""
+        self._memory[node] = max(self._memory.get(node, 0), status["memory"])
+        before = self._holdings.setdefault(node, {})
+        for holder, told in status.get("holdings", {}).items():
+            peak = max(told["peak"], before.get(holder, told)["peak"])
+            before[holder] = {**told, "peak": peak}
 
     def _lost_by_others(self) -> dict[Member, str]:
         """The processing nodes that an acquisition node has given up: frozen, cut off, hanging.
@@ -239,7 +229,7 @@ class Watch:
         If the process has ended, how it did says more than that its connection broke.
         """
         said: dict[int, str] = {}
-        for member in self._acquisition:
+        for member in self._members:
             said.update(member.status.get("lost", {}))
         return {
             member: _how_it_ended(member) or said[member.rank]
@@ -254,11 +244,15 @@ class Watch:
         for member, why in lost.items():
             member.lost = why
             self._monitor.note(Kind.NODE_LOST, why, member.name)
-            if isinstance(member.handle, Child):
+        if not self._commands():
+            return  # acquisition nodes give its frames to others by themselves
+        for member in lost:
+            if isinstance(member.handle, Tended):
                 member.handle.kill()  # whatever it still does, its frames go to others
         more: dict[Member, str] = {}
         if reasons := {member.rank: why for member, why in lost.items() if member.processes}:
-            more.update(self._tell(self._acquisition, "nodes_lost", reasons=reasons))
+            told = self._members if self._staged else self._acquisition
+            more.update(self._tell(told, "nodes_lost", reasons=reasons))
         for member in lost:
             if not member.processes:
                 more.update(self._tell(self._members, "source_lost", rank=member.rank))
@@ -277,10 +271,13 @@ class Watch:
             if trouble:
                 self._monitor.note(Kind.NODE_LOST, f"it did not come back: {trouble}", handle.name)
                 continue
-            kind = Kind.NODE_RESTARTED if isinstance(handle, Child) else Kind.NODE_JOINED
+            kind = Kind.NODE_RESTARTED if isinstance(handle, Tended) else Kind.NODE_JOINED
             self._monitor.note(kind, "it takes part again", handle.name)
             member = Member(handle, rank, True, self.run, self._answers)
             self._members.append(member)
+            if self._staged:
+                gone = {other.rank: other.lost for other in self._processing if other.lost}
+                self._tell([member], "nodes_lost", reasons=gone)
             for source in self._acquisition:
                 if source.lost:
                     self._tell([member], "source_lost", rank=source.rank)
@@ -303,7 +300,7 @@ class Watch:
         """Processing nodes that were not told the end: those who came, or came back, too late."""
         now = time.monotonic()
         self._acquired_at = self._acquired_at or now
-        if now > self._acquired_at + STRAGGLE:
+        if now > self._acquired_at + STRAGGLE and self._commands():
             for member in self._living:
                 if not member.over:
                     with suppress(LimaError):  # if it is lost, the next look says so
@@ -345,23 +342,32 @@ class Watch:
 
     def _end(self) -> None:
         lead = self._acquisition[0]
-        if not lead.lost:
+        told: dict[str, Any] | None = None
+        if not lead.lost or not self._commands():  # it may only have been silent for an onlooker
             try:
-                self._told = lead.handle.look("report", timeout=SILENCE, run=self.run)
+                told = lead.handle.look("report", timeout=SILENCE, run=self.run)
             except LimaError as error:
-                lead.lost = str(error)
-        if self._told is None:
-            self._told = self._without_books()
-        failed = self._told["outcome"] == "failed"
-        self.progress = self._monitor.look(self._progress(State.FAULT if failed else State.IDLE))
-        self._latency = self._monitor.latency()
-        self._monitor.end(self.report())
+                lead.lost = lead.lost or str(error)
+        if told is None or told["outcome"] is None:
+            told = self._without_books()
+        state = State.FAULT if told["outcome"] == "failed" else State.IDLE
+        self.progress = self._monitor.look(self._progress(state))
+        lost = [member.lost for member in self._members if member.lost]
+        self._report = Report.make(
+            told,
+            self._memory,
+            self._holdings,
+            self._monitor.latency(),
+            [*self._lost_before, *lost],
+        )
+        self._monitor.end(self._report)
         self.over.set()
 
     def _without_books(self) -> dict[str, Any]:
         """The report when the node that keeps the books is gone."""
         seen = self.progress
-        told = report_of(self.run, self._name, self._paths, seen.asked, seen.acquired)
+        paths, may_write = self._paths, self._commands()
+        told = report_of(self.run, self._name, paths, seen.asked, seen.acquired, may_write)
         for member in self._processing:  # what they would have told it
             told["errors"] += member.status.get("errors", ())
         told["seconds"] = time.monotonic() - self._began

@@ -551,7 +551,8 @@ def test_the_help_names_every_trigger_mode_and_run_and_check_take_the_same(
 
     said = " ".join(lima2py("run", "--help").out.split())
     assert all(mode.value in said for mode in TriggerMode)
-    assert options("run") - options("check") == {"--json", "--metrics", "--policy"}
+    only = {"--json", "--metrics", "--policy", "--take-over"}
+    assert options("run") - options("check") == only
 
 
 # Software triggers
@@ -752,7 +753,7 @@ def report(**changes: Any) -> Report:
         "remarks": [], "seconds": 1.25, "ring_bytes": 0,
     }  # fmt: skip
     more = changes.pop("more", [])
-    return Report.make({**told, **changes}, {}, {}, more)
+    return Report.make({**told, **changes}, {}, {}, {}, more)
 
 
 def test_a_report_says_which_frames_are_missing_and_why() -> None:

@@ -71,7 +71,8 @@ def context(folder: Path, tasks: dict[str, Any]) -> RunContext:
     (folder / "mine.py").write_text(MINE)
     text = json.dumps({"tasks": tasks})
     plan = Plan.make(parse_graph(text, "graph.yaml", folder), SPEC)
-    asked = {"graph": {"text": text, "file": "graph.yaml", "folder": str(folder)}}
+    graph = {"text": text, "file": "graph.yaml", "folder": str(folder), "detectors": []}
+    asked = {"graph": graph}
     return RunContext(
         "ab" * 16,
         "night",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 
 import pytest
 
+import lima2py
+from lima2py.session.launch import Child
 from lima2py.session.session import Session
 from lima2py.session.system import System
 
@@ -76,3 +80,27 @@ def _until(session: Session, frames: int) -> None:
     while session.progress().acquired < frames:
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_acquisition_node_that_is_told_to_end_takes_only_its_own_frames(
+    rank: int, graph: Path, tmp_path: Path
+) -> None:
+    """That of rank 0 keeps the books: the session makes them from the journals, then."""
+    graph.write_text("tasks: {keep: {do: save_dense, from: detector}}")
+    with Session.open(
+        acquisition_nodes=2, processing_nodes=1, detector={"shape": [16, 16]}
+    ) as session:
+        session.prepare(graph=graph, nb_frames=1000, expo_time=1e-3, output=tmp_path, name="a")
+        session.start()
+        _until(session, 200)
+        leaving = session.nodes.acquisition[rank]
+        assert isinstance(leaving, Child)
+        os.kill(leaving.pid, signal.SIGTERM)
+        report = session.wait(30)
+    group = max(count for _, count, *_ in report.absences)
+    assert {first // group % 2 for first, *_ in report.absences} == {rank}, report
+    assert report.absent.keys() == {"aborted"}
+    assert f"node acq{rank} (process {leaving.pid}) exited with status 0" in report.errors
+    with lima2py.open(report.masters["keep"]) as kept:
+        assert kept.counts == {"saved": report.saved, **report.absent}

@@ -13,7 +13,7 @@ from lima2py.frame import Absence, Fate
 from lima2py.session import lost_books
 from lima2py.session.lost_books import report_of
 from lima2py.session.report import Report
-from lima2py.storage.saving.journal import Head, Journal, Line
+from lima2py.storage.saving.journal import Head, Journal, JournalLine
 from tests.storage import plain
 from tests.storage.left_behind import IMAGES, TABLE, at_work, block_of
 
@@ -35,8 +35,8 @@ def left(folder: Path, nb_frames: int = 20, journal: bool = True) -> dict[str, s
         for index in (0, 4):
             rows = [sink.write(block_of(SPECS[name], index, 4))
                     for name, sink in nodes.node(0).items()]  # fmt: skip
-            log.note(Line(index, 4, 0, 1, rows, []))
-        log.note(Line(8, 2, -1, 0, [-1, -1], [(track, OVERRUN) for track in range(3)]))
+            log.note(JournalLine(index, 4, 0, 1, rows, []))
+        log.note(JournalLine(8, 2, -1, 0, [-1, -1], [(track, OVERRUN) for track in range(3)]))
         nodes.write(1, 10, 3)  # it told nobody
         log.close()
     if not journal:
@@ -44,8 +44,21 @@ def left(folder: Path, nb_frames: int = 20, journal: bool = True) -> dict[str, s
     return dict.fromkeys(SPECS, str(prefix))
 
 
-def report(paths: dict[str, str], asked: int = 20, acquired: int = 15) -> Report:
-    return Report.make(report_of(RUN, "scan", paths, asked, acquired), {}, {}, [])
+def report(
+    paths: dict[str, str], asked: int = 20, acquired: int = 15, may_write: bool = True
+) -> Report:
+    return Report.make(report_of(RUN, "scan", paths, asked, acquired, may_write), {}, {}, {}, [])
+
+
+def test_who_does_not_command_the_nodes_says_what_the_journal_says_and_writes_nothing(
+    tmp_path: Path,
+) -> None:
+    paths = left(tmp_path)
+    before = {path.name for path in tmp_path.iterdir()}
+    found = report(paths, may_write=False)
+    assert (found.saved, found.absent["overrun"], found.masters) == (8, 2, {})
+    assert f"if there is none: lima2py recover {tmp_path}" in found.errors[0]
+    assert {path.name for path in tmp_path.iterdir()} == before
 
 
 def test_it_says_what_the_journal_and_the_files_say_and_so_do_the_masters(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from lima2py.errors import LimaError
 from lima2py.graph.latency import EDGES, Histogram
 from lima2py.node.life import State
 from lima2py.session.metrics import METRICS, View, exposition
+from lima2py.session.progress import Progress
 from lima2py.session.session import Session
 from lima2py.session.totals import Totals
-from lima2py.session.watch import Progress
 
 SUFFIX = {"info": "_info", "counter": "_total"}
 

@@ -14,9 +14,9 @@ from lima2py.graph.latency import Histogram
 from lima2py.node.life import State
 from lima2py.session.events import Events, Kind
 from lima2py.session.monitor import HIGH, NORMAL, Monitor, Rates
+from lima2py.session.progress import Progress
 from lima2py.session.report import Report
 from lima2py.session.totals import Totals
-from lima2py.session.watch import Progress
 
 SLOTS = 100
 

@@ -12,9 +12,9 @@ import pytest
 
 from lima2py.errors import BadCommand
 from lima2py.node.life import State
+from lima2py.session.progress import Progress
 from lima2py.session.report import Report
 from lima2py.session.session import Session
-from lima2py.session.watch import Progress
 from tests.system.rig import assert_verifiable, check_account, detector_group, wait_until
 
 DETECTOR = {"pattern": "verifiable", "shape": [8, 8]}

@@ -33,7 +33,7 @@ def told(**more: Any) -> dict[str, Any]:
 
 
 def test_frames_add_up_and_ranges_that_touch_are_one() -> None:
-    report = Report.make(told(), {"acq0": 1}, {}, [])
+    report = Report.make(told(), {"acq0": 1}, {}, {}, [])
     assert report.asked == report.saved + report.rejected + sum(report.absent.values())
     text = str(report)
     assert "scan42: completed in 1.04 s (7f3a7f3a)" in text
@@ -44,17 +44,19 @@ def test_frames_add_up_and_ranges_that_touch_are_one() -> None:
 
 
 def test_an_error_is_told_once() -> None:
-    report = Report.make(told(errors=["node proc1 was lost: killed"]), {}, {}, ["killed", "other"])
+    report = Report.make(
+        told(errors=["node proc1 was lost: killed"]), {}, {}, {}, ["killed", "other"]
+    )
     assert report.errors == ["node proc1 was lost: killed", "other"]
 
 
 def test_the_plain_report_begins_with_what_scripts_ask_for() -> None:
-    plain = Report.make(told(), {}, {}, []).plain()
+    plain = Report.make(told(), {}, {}, {}, []).plain()
     assert list(plain)[:8] == [
         "outcome", "asked", "saved", "rejected", "absent", "masters", "errors", "seconds",
     ]  # fmt: skip
 
 
 def test_a_graph_without_a_sink_says_that_nothing_was_written() -> None:
-    report = Report.make(told(sinks={}, masters={}), {}, {}, [])
+    report = Report.make(told(sinks={}, masters={}), {}, {}, {}, [])
     assert "no sink: nothing was written" in str(report)

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lima2py.errors import BadParameter
-from lima2py.memory import MemorySettings
+from lima2py.memory_settings import MemorySettings
+from lima2py.session.session import Session
 from lima2py.session.system import System, open_system
 
 ID10 = """
@@ -26,6 +27,9 @@ processing:
 keys: id10.keys
 memory: {ring: 512 MiB, cpus: [0, 2]}
 """
+
+
+TWO = "detectors: {b: {detector: simulator}}\nprocessing: [{node: p}]"
 
 
 @pytest.fixture
@@ -63,7 +67,7 @@ def test_relative_paths_begin_at_the_system_file(
 def test_a_node_has_the_memory_of_the_system_but_for_what_it_says_itself(path: Path) -> None:
     path.write_text(ID10)
     system = System.read(path)
-    common = {"ring": 512 * 2**20, "locked": False, "numa_node": None, "cpus": [0, 2]}
+    common = MemorySettings(ring=512 * 2**20, cpus=(0, 2)).plain()
     assert system.memory_of(system.acquisition[1]) == common
     assert system.memory_of(system.acquisition[0]) == common | {"locked": True, "cpus": [1]}
     assert MemorySettings.load(system.memory_of(system.acquisition[0]), "memory").cpus == (1,)
@@ -80,12 +84,14 @@ def test_nodes_of_this_host_are_given_its_name_when_other_hosts_take_part(path: 
     assert alone.host_of(alone.acquisition[0]) is None
 
 
-def test_a_host_that_is_not_this_one_needs_an_address(path: Path) -> None:
-    told = refused(path, ID10.replace("{node: acq1}", "{node: acq1, host: 192.0.2.1}"))
-    assert told == [
-        "node acq1, host: 192.0.2.1 is not this host; start the node there (lima2py node) and"
-        " write its address here"
-    ]
+def test_nodes_on_another_host_are_for_up_to_start_or_for_somebody_else(path: Path) -> None:
+    path.write_text(
+        "system: far\ndetector: simulator\nacquisition: [{node: acq0}]\n"
+        "processing: [{node: proc0, host: 192.0.2.1}]\n"
+    )
+    assert [place.is_elsewhere for _, place in System.read(path).places] == [False, True]
+    with pytest.raises(BadParameter, match=r"proc0, host: 192.0.2.1 is not this host;  lima2py up"):
+        Session.open(path)
 
 
 def test_what_is_wrong_is_told_at_once(path: Path) -> None:
@@ -106,10 +112,7 @@ def test_what_is_wrong_is_told_at_once(path: Path) -> None:
     ]  # fmt: skip
     assert 'did you mean "address"' in told[3]
     assert "tcp://host:port" in told[4]
-    assert (
-        "known: acquisition, base, detector, keys, memory, metadata, policies, processing, set"
-        in told[8]
-    )
+    assert "known: acquisition, base, detector, detectors, keys, memory, metadata" in told[8]
 
 
 @pytest.mark.parametrize(
@@ -123,11 +126,41 @@ def test_what_is_wrong_is_told_at_once(path: Path) -> None:
             "processing: [{node: b, address: 'tcp://[::1]:1'}]",
             "two nodes have the same address, tcp://[::1]:1",
         ),
+        (f"{TWO}\nacquisition: [{{node: a}}]", "detectors b: each needs one acquisition node"),
+        (f"{TWO}\nacquisition: [{{node: a}}, {{node: b, detector: c}}]", "detector c; there are b"),
+        (
+            f"{TWO}\nacquisition: [{{node: a}}, {{node: b, detector: b}}, {{node: c}}]",
+            "the main detector has 2 acquisition nodes; beside other detectors it needs one",
+        ),
+        (f"{TWO}\nacquisition: [{{node: b, detector: b}}]", "must have the main detector"),
+        ("detectors: {b: {detector: simulator}}", "detectors b: each needs one"),
     ],
 )
 def test_nodes_that_do_not_go_together_are_refused(path: Path, nodes: str, problem: str) -> None:
     (told,) = refused(path, f"system: x\ndetector: simulator\n{nodes}")
     assert told.startswith("processing: ")
+    assert problem in told
+
+
+@pytest.mark.parametrize(
+    ("other", "problem"),
+    [
+        ("every: 0", "every: should be greater than or equal to 1"),
+        ("every: 2, events: [0]", "events: says what `every` says, too"),
+        ("events: 4", "events: should be a list"),
+        ("events: [0, non]", "'non' is neither"),
+        ("events: [0, 2]", "should count the frames of a cycle 0, 1, 2"),
+        ("events: [none]", "should count the frames of a cycle 0, 1, 2"),
+        ("events: [[0, 1]]", "several frames for one event cannot be"),
+        ("acquisition: {nb_frames: 3}", "nb_frames follows from the trigger map"),
+        ("acquisition: {expo: 3}", 'did you mean "expo_time"'),
+    ],
+)
+def test_other_detectors_that_cannot_be_are_refused(path: Path, other: str, problem: str) -> None:
+    nodes = "acquisition: [{node: a}, {node: b, detector: b}]\nprocessing: [{node: p}]"
+    detectors = f"detectors: {{b: {{detector: simulator, {other}}}}}"
+    (told,) = refused(path, f"system: x\ndetector: simulator\n{detectors}\n{nodes}")
+    assert told.startswith("detectors.b.")
     assert problem in told
 
 

@@ -72,7 +72,7 @@ def test_nodes_that_are_lost_together_are_told_of_together() -> None:
     fleet = Fleet()
     nodes = [Fake("proc0", 0, dies), Fake("proc1", 1, dead)]
     monitor = Monitor("1", "scan", Events(), Totals())
-    watch = Watch("1", "scan", [lead], nodes, Relief(fleet, "1", 0), monitor, {})
+    watch = Watch("1", "scan", [lead], dict(enumerate(nodes)), Relief(fleet, "1", 0), monitor, {})
     watch.start()
     assert watch.over.wait(20)
     watch.close()
@@ -98,7 +98,7 @@ def test_an_acquisition_node_that_somebody_started_again_is_lost() -> None:
     fleet, events = Fleet(), Events()
     sources = [lead, Fake("acq1", 1, another)]
     monitor = Monitor("1", "scan", events, Totals())
-    watch = Watch("1", "scan", sources, [], Relief(fleet, "1", 0), monitor, {})
+    watch = Watch("1", "scan", sources, {}, Relief(fleet, "1", 0), monitor, {})
     watch.start()
     assert watch.over.wait(20)
     watch.close()
@@ -125,7 +125,7 @@ def test_how_a_process_ended_is_told_also_when_others_found_out_before() -> None
     fleet, events = Fleet(), Events()
     nodes = [Killed("proc0", 0, lambda: State.RUNNING)]
     monitor = Monitor("1", "scan", events, Totals())
-    watch = Watch("1", "scan", [lead], nodes, Relief(fleet, "1", 0), monitor, {})
+    watch = Watch("1", "scan", [lead], dict(enumerate(nodes)), Relief(fleet, "1", 0), monitor, {})
     watch.start()
     assert watch.over.wait(20)
     watch.close()
@@ -196,7 +196,7 @@ def test_a_run_is_not_over_before_a_node_made_ready_too_late_has_given_it_up() -
 
     lead, node = Fake("acq0", 0, until_one_returns), Late("proc0", 0, dead)
     monitor = Monitor("1", "scan", Events(), Totals())
-    watch = Watch("1", "scan", [lead], [node], Relief(fleet, "1", 9), monitor, {})
+    watch = Watch("1", "scan", [lead], {0: node}, Relief(fleet, "1", 9), monitor, {})
     watch.start()
     assert fleet.over.wait(20)
     assert not watch.over.is_set()
@@ -221,7 +221,7 @@ def test_a_node_that_knows_nothing_of_the_run_any_more_is_not_lost() -> None:
     fleet = Fleet()
     monitor = Monitor("1", "scan", Events(), Totals())
     nodes = [Fake("proc0", 0, forgot)]
-    watch = Watch("1", "scan", [lead], nodes, Relief(fleet, "1", 0), monitor, {})
+    watch = Watch("1", "scan", [lead], dict(enumerate(nodes)), Relief(fleet, "1", 0), monitor, {})
     watch.start()
     assert watch.over.wait(20)
     watch.close()
