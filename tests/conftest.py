@@ -10,6 +10,8 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -31,6 +33,20 @@ PATIENCE = 10.0
 OUR_THREADS = ("run ", "watch", "lifeline", "commands", "trigger", "guard", "gate")
 MARK = "LIMA2PY_TESTS"
 """In the environment of every process that descends from this one, orphans too."""
+GUARD = """
+import glob, os, signal, sys
+sys.stdin.read()
+for path in glob.glob("/proc/[0-9]*/environ"):
+    try:
+        with open(path, "rb") as environment:
+            if sys.argv[1].encode() in environment.read().split(bytes(1)):
+                os.kill(int(path.split("/")[2]), signal.SIGKILL)
+    except OSError:
+        continue
+"""
+"""Ends what descends from tests that were killed: a node that is stopped cannot see that."""
+
+guard: subprocess.Popen[bytes]
 
 settings.register_profile(
     "ci", deadline=None, derandomize=True, max_examples=50, print_blob=True, database=None
@@ -40,13 +56,20 @@ settings.load_profile("ci")
 
 def pytest_configure() -> None:
     """Local sockets and compiled functions go into folders of our own."""
-    os.environ[MARK] = str(os.getpid())
+    global guard
+    mark = str(os.getpid())
+    guard = subprocess.Popen(
+        [sys.executable, "-S", "-c", GUARD, f"{MARK}={mark}"], stdin=subprocess.PIPE,
+        start_new_session=True,
+    )  # fmt: skip
+    os.environ[MARK] = mark
     os.environ["LIMA2PY_CACHE"] = str(ROOT / ".pytest_cache" / "lima2py")  # compiled once
     os.environ["XDG_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="l2t-", dir="/tmp")
 
 
 def pytest_unconfigure() -> None:
     shutil.rmtree(os.environ["XDG_RUNTIME_DIR"], ignore_errors=True)
+    guard.communicate()
 
 
 class Scene:

@@ -23,7 +23,7 @@ import numpy as np
 from lima2py.errors import ProtocolError
 from lima2py.frame import SIZES, Absence, Block, Fate, FrameSpec
 from lima2py.node.ledger import Ledger
-from lima2py.transport import rpc, wire
+from lima2py.transport import packing, rpc, wire
 
 DENSE = FrameSpec.dense(4, 6, "uint16")
 ENCODED = FrameSpec.encoded(DENSE, "bslz4", 48)
@@ -86,17 +86,17 @@ class Fuzz:
         plain = msgspec.to_builtins(
             wire.BlockMessage(
                 "run", 0, 0, block.index, count, -1,
-                wire.pack_absences(absences), wire.pack_columns(columns),
+                packing.pack_absences(absences), packing.pack_columns(columns),
             ),
             builtin_types=(bytes,),
         )  # fmt: skip
         message = wire.decode(self._damaged(plain))
         if not isinstance(message, wire.BlockMessage):
             return "another kind"
-        content = (None, data, bytes(wire.content_of(block)), self._some_bytes())[
+        content = (None, data, bytes(packing.content_of(block)), self._some_bytes())[
             self._random.integers(4)
         ]
-        made = wire.block_of(message, spec, ROOM, content)
+        made = packing.block_of(message, spec, ROOM, content)
         check(1 <= made.count <= ROOM and made.index >= 0, "count")
         check(all(len(values) == made.count for values in made.columns.values()), "columns")
         check(made.data is None or made.pixels.shape == (made.count, *spec.shape), "data")
@@ -117,7 +117,7 @@ class Fuzz:
         for told in message.blocks:
             if told.index != index:
                 continue  # of no block in flight
-            wire.check_done(told, index, count, list(SPANS.values()))
+            packing.check_done(told, index, count, list(SPANS.values()))
             ledger = Ledger(SPANS, 64)
             ledger.settle(told, 1, 1)
             check(sum(ledger.counts().values()) == count, "ledger")

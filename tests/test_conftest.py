@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.system.rig import alive, wait_until
+
 CONFTEST = Path(__file__).parent / "conftest.py"
 LEAKS = """
 import os, socket, subprocess, tempfile, threading
@@ -24,7 +26,7 @@ def test_process():
     kept.append(subprocess.Popen(["sleep", "60"]))
 
 def test_orphan():
-    subprocess.run(["bash", "-c", "sleep 60 & echo $! > orphan"], check=True)
+    subprocess.run(["bash", "-c", "sleep 60 & echo $! > orphan; kill -STOP $!"], check=True)
 
 def test_socket():
     kept.append(socket.socket())
@@ -59,8 +61,6 @@ def test_every_kind_of_leftover_is_told(tmp_path: Path) -> None:
     root = {**os.environ, "PYTHONPATH": str(CONFTEST.parent.parent)}
     said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=root).stdout
     orphan = (tmp_path / "orphan").read_text().strip()
-    pids = re.findall(r"child process (\d+): sleep 60", said)
-    subprocess.run(["kill", orphan, *pids[:1]], check=True)
     for test, what in {
         "thread": "thread watch",
         "process": "child process",
@@ -73,6 +73,7 @@ def test_every_kind_of_leftover_is_told(tmp_path: Path) -> None:
     }.items():
         assert re.search(rf"ERROR test_leaks.py::test_{test} - .*left behind:", said), said
         assert re.search(rf"left behind: .*{what}", said), said
-    assert re.search(rf"processes left behind: .*{orphan}: sleep 60", said)
+    assert re.search(rf"processes left behind: .*{orphan}: .*sleep 60", said)
     assert "ERROR test_leaks.py::test_orphan" not in said, "only told at the end of the session"
     assert re.search(r"10 passed, 9 errors", said)
+    wait_until(lambda: not alive([int(orphan)]), "the end of what is stopped, with the tests", 10)

@@ -68,7 +68,7 @@ def test_a_spec_reads_as_a_person_writes_it() -> None:
 
 def test_the_codes_in_files_never_change() -> None:
     assert {fate.word: fate.value for fate in Fate} == {
-        "no_record": 0, "saved": 1, "rejected": 2,
+        "no_record": 0, "saved": 1, "rejected": 2, "not_triggered": 3,
         "detector_gap": 10, "detector_timeout": 11, "incomplete": 12, "corrupt": 13,
         "overrun": 20, "node_lost": 21, "poison": 22, "deadline": 23,
         "task_failed": 30, "not_saved": 31, "not_acquired": 40, "aborted": 41,
@@ -80,8 +80,9 @@ def test_every_fate_is_explained() -> None:
     assert all(who and meaning for who, meaning in FATES.values())
 
 
-def test_saved_and_rejected_frames_are_the_only_ones_not_missing() -> None:
-    assert {fate for fate in Fate if not fate.is_absent} == {Fate.SAVED, Fate.REJECTED}
+def test_nothing_is_missing_where_frames_are_saved_rejected_or_not_triggered() -> None:
+    harm = {fate: fate.harm for fate in Fate if not fate.is_absent}
+    assert harm == {Fate.SAVED: 0, Fate.REJECTED: 1, Fate.NOT_TRIGGERED: 0}
 
 
 def test_an_absence_reads_as_cause_who_and_detail() -> None:

@@ -18,6 +18,7 @@ from lima2py_detectors.simulator import verifiable_frames
 from lima2py.frame import Absence, Array, Fate
 from lima2py.session.report import Report
 from lima2py.storage.care.verify import verify
+from lima2py.trigger_map import TriggerMap
 from tests import account
 from tests.storage import plain
 
@@ -41,6 +42,7 @@ TASKS: Mapping[str, dict[str, Any]] = {
     "kept": {"do": "save_dense", "from": "chosen"},
 }  # fmt: skip
 """What a run may have to do; a tap needs nothing, a sink what it comes from."""
+SINKS = tuple(name for name, task in TASKS.items() if task["do"].startswith("save_"))
 _AT_ONCE = 2**22
 """Pixels computed at a time."""
 
@@ -52,14 +54,22 @@ class Taken:
     Attributes:
         shape: of a frame.
         dropped: frames it skipped.
+        events: the trigger map of another detector, of the same shape; saved by the sink `theirs`.
     """
 
     shape: tuple[int, int]
     dropped: tuple[int, ...] = ()
+    events: tuple[int | None, ...] = ()
 
     def frames(self, first: int, count: int) -> Array:
         """Array `(frames, height, width)`."""
         return verifiable_frames(first, count, self.shape, "uint16")[:, 0]
+
+    def theirs(self, rows: Array) -> Array:
+        """Those of the other detector that belong to events: array `(frames, height, width)`."""
+        numbers = TriggerMap(self.events).numbers(0, int(rows.max(initial=-1)) + 1)[rows]
+        first = int(numbers.min(initial=0))
+        return self.frames(first, int(numbers.max(initial=-1)) + 1 - first)[numbers - first]
 
     def parts(self, count: int) -> Iterator[tuple[int, Array]]:
         """All frames, some at a time: the number of the first, and they; whole sums of them."""
@@ -136,14 +146,21 @@ def _of_entry(seen: plain.Plain, sink: str, taken: Taken) -> Iterator[str]:
         yield f"nobody says why {nameless[:8]} are absent"
     yield from _of_rejected(seen.absences, sink, fates, taken)
     saved = np.flatnonzero(fates == Fate.SAVED)
-    if (there := set(saved.tolist()) & set(taken.dropped)) and sink != "sums":
+    if (there := set(saved.tolist()) & set(taken.dropped)) and sink not in ("sums", "theirs"):
         yield f"{sorted(there)[:8]} are saved, and were never taken"
+    if sink == "theirs":
+        none = TriggerMap(taken.events).numbers(0, len(fates)) < 0
+        if (strange := np.flatnonzero(none & (fates == Fate.SAVED))).size:
+            yield f"{strange.tolist()[:8]} are saved, and the other detector had none for them"
+        if (strange := np.flatnonzero(~none & (fates == Fate.NOT_TRIGGERED))).size:
+            yield f"{strange.tolist()[:8]} are not_triggered, and should have been"
     rows = seen.rows({"index": "index", "value": "intensity"}) if sink == "events" else []
     span = SUMMED if sink == "sums" else 1
     for first, frames in taken.parts(len(fates) * span):
         frames = frames[: len(frames) // span * span]
         here = saved[(saved >= first // span) & (saved < (first + len(frames)) // span)]
         wanted = frames if span > 1 else frames[here - first]
+        wanted = taken.theirs(here) if sink == "theirs" else wanted
         wrong = _wrong(seen, rows, sink, here, here - first // span, wanted)
         if wrong:
             yield f"wrong pixels in {wrong[:8]} ({len(wrong)} in all from {first})"
@@ -186,7 +203,7 @@ def _wrong(
         offsets: their numbers among the sums of what is wanted.
         wanted: array `(frames, height, width)`: what was taken for them; of sums, for all.
     """
-    if sink in ("raw", "kept"):
+    if sink in ("raw", "kept", "theirs"):
         same = (seen.data["data"][here] == wanted).all((1, 2))
     elif sink == "sums":
         groups = wanted.reshape(-1, SUMMED, *wanted.shape[1:])[offsets]

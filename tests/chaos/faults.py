@@ -32,7 +32,8 @@ class Fault:
         kind: `kill` and `leave` (SIGTERM) a processing node; `freeze` it (SIGSTOP, then SIGCONT),
             and `slow` (the same again and again); `disk`: it is full for a while; or an ending.
         at: when: the part of the run's time that has passed.
-        node: the rank of the node it happens to, before it is divided by how many there are.
+        node: the number of the node it happens to, of all stages or of acquisition; before it is
+            divided by how many there are.
         seconds: how long it lasts, if it does.
     """
 

@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from lima2py.session.report import Report
 from lima2py.session.session import Session
 from lima2py.session.system import System
 from lima2py.storage.care.recover import recover
-from tests.chaos.audit import TASKS, Taken, audit, of_leftovers, of_masters
+from tests.chaos.audit import SINKS, TASKS, Taken, audit, of_leftovers, of_masters
 from tests.chaos.faults import LIMIT, LOSSES, Events, Fault
 from tests.system.test_disk_failures import mounted
 
@@ -55,15 +55,29 @@ class Trip:
             time.sleep(600)
 """
 """What a node trips over: one frame, known by its first pixels."""
+LATE = {"disk": "fast"}
+"""What the nodes of the second stage have."""
+OTHER = "other"
+"""The second detector."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What a seed stands for."""
+    """What a seed stands for.
+
+    Attributes:
+        late: how many nodes a second stage has; 0 if there is none.
+        needy: what only those can do.
+        events: which events have a frame of a second detector; empty if there is none.
+    """
 
     seed: int
+    modules: bool
     acquisition: int
     processing: int
+    late: int
+    needy: tuple[str, ...]
+    events: tuple[int | None, ...]
     sinks: tuple[str, ...]
     per_file: int
     shape: tuple[int, int]
@@ -82,11 +96,16 @@ class Trial:
         processing = chance.randint(1, 4)
         side, period = chance.choice([(24, 2e-4), (64, 1e-3), (64, 1e-6), (160, 5e-4)])
         frames = chance.randint(300, 1500) if period > 1e-5 else chance.randint(2000, 4000)
-        others = [name for name in TASKS if TASKS[name]["do"].startswith("save_")][1:]
-        return cls(
+        acquisition = chance.choice([1, 1, 2])
+        others = [name for name in SINKS if name != "raw"]
+        trial = cls(
             seed=seed,
-            acquisition=chance.choice([1, 1, 2]),
+            modules=acquisition > 1 and random.Random(f"modules {seed}").random() < 0.6,
+            acquisition=acquisition,
             processing=processing,
+            late=0,
+            needy=(),
+            events=(),
             sinks=("raw", *sorted(chance.sample(others, chance.randint(0, len(others))))),
             per_file=chance.choice([0, 0, 37, 200]),
             shape=(side, side + 12),
@@ -103,10 +122,37 @@ class Trial:
                 "overload": chance.choice(["wait", "wait", "drop"]),
                 "disk": chance.choice(["mark", "wait"]),
                 "block_deadline": 2.0,
+                "join_timeout": 10.0,
                 "restarts": 100,
+                "node_patience": 30.0,
             },
             faults=tuple(sorted(_faults(chance, processing), key=lambda fault: fault.at)),
         )
+        return trial._staged()._with_another()
+
+    def _staged(self) -> Trial:
+        """With a second stage, perhaps; then all nodes of both are struck alike."""
+        chance = random.Random(f"stages {self.seed}")
+        if chance.random() > 0.35:
+            return self
+        late = chance.randint(1, 3)
+        needy = {name for name in (*TASKS, *self.trips) if chance.random() < 0.5}
+        if "sums" in needy:
+            needy.add("few")  # what stands for several frames cannot go on
+        faults = tuple(
+            replace(fault, node=chance.randrange(self.processing + late)) for fault in self.faults
+        )
+        ring = max(self.ring, 2**22)  # there is another one, of all that is handed on
+        return replace(self, late=late, needy=tuple(sorted(needy)), faults=faults, ring=ring)
+
+    def _with_another(self) -> Trial:
+        """With a second detector, perhaps."""
+        chance = random.Random(f"detectors {self.seed}")
+        if chance.random() > 0.35 or (self.acquisition > 1 and not self.modules):
+            return self
+        events = chance.choice([(0,), (0, None, None), (None, 0, 1, None, None), (0, 0, 0)])
+        policies = {**self.policies, "detector_loss": chance.choice(["stop", "wait"])}
+        return replace(self, events=events, sinks=(*self.sinks, "theirs"), policies=policies)
 
     @property
     def kinds(self) -> list[str]:
@@ -126,18 +172,21 @@ class Trial:
             causes |= {"node_lost" if policies["node_loss"] == "mark" else "not_acquired"}
         if len(losses) > 1:
             causes |= {"poison"}  # the same block may have been at work in both
-        if happened.count("leave") >= self.processing:
+        if happened.count("leave") >= min(self.processing, self.late or self.processing):
             causes |= {"node_lost"}  # whoever is told to leave is not started again
         if policies["overload"] == "drop":
-            causes |= {"overrun"}
+            causes |= {"overrun", "incomplete"} if self.modules or self.events else {"overrun"}
+        if (self.modules or self.events) and "kill acquisition" in happened:
+            causes |= {"incomplete", "not_acquired"}
         return frozenset(causes)
 
     def graph(self, folder: Path, trips: Mapping[str, int]) -> Path:
         """Write down what is to be done, and over which frames nodes trip."""
-        needed = {"live", *self.sinks, *(TASKS[sink]["from"] for sink in self.sinks)}
+        every = {**TASKS, "theirs": {"do": "save_dense", "from": OTHER}}
+        needed = {"live", *self.sinks, *(every[sink]["from"] for sink in self.sinks)}
         if "chosen" in needed:
             needed |= {"spot"}
-        tasks = {name: dict(TASKS[name]) for name in TASKS if name in needed}
+        tasks = {name: dict(every[name]) for name in every if name in needed}
         for name in self.sinks:
             tasks[name]["frames_per_file"] = self.per_file
         for how, frame in trips.items():
@@ -145,23 +194,39 @@ class Trial:
             first = Taken(self.shape).frames(frame, 1)[0, 0, :16].tolist()
             tasks[how] = {"do": "python", "from": "detector", "file": str(folder / "trip.py"),
                           "call": "Trip", "with": {"how": how, "first": first}}  # fmt: skip
+        for name in tasks.keys() & {*self.needy}:
+            tasks[name]["needs"] = LATE
         path = folder / "graph.yaml"
         path.write_text(json.dumps({"tasks": tasks}))
         return path
 
     def system(self) -> System:
         """The nodes, and the detector."""
-        return System.load(
-            {
-                "system": f"chaos {self.seed}",
-                "detector": "simulator",
-                "set": {"pattern": "verifiable", "shape": self.shape, "drop": self.dropped},
-                "acquisition": [{"node": f"acq{n}"} for n in range(self.acquisition)],
-                "processing": [{"node": f"proc{n}"} for n in range(self.processing)],
-                "memory": {"ring": self.ring},
+        modules = [[f"module_{n}_0"] if self.modules else [] for n in range(self.acquisition)]
+        acquisition = [{"node": f"acq{n}", "modules": of_it} for n, of_it in enumerate(modules)]
+        pattern = {"pattern": "verifiable", "shape": self.shape}
+        values: dict[str, Any] = {
+            "system": f"chaos {self.seed}",
+            "detector": "simulator",
+            "set": {
+                **pattern,
+                "drop": self.dropped,
+                "modules": (self.acquisition, 1) if self.modules else (1, 1),
             },
-            "chaos",
-        )
+            "acquisition": acquisition,
+            "processing": [{"node": f"proc{n}"} for n in range(self.processing)],
+            "memory": {"ring": self.ring},
+        }
+        if self.events:
+            other = {"detector": "simulator", "set": {"name": OTHER, **pattern}}
+            values["detectors"] = {OTHER: {**other, "events": self.events}}
+            acquisition.append({"node": "of_other", "detector": OTHER})
+        if self.late:
+            values["processing"] += [
+                {"node": f"late{n}", "stage": "late", "tags": LATE} for n in range(self.late)
+            ]
+            values["stages"] = {"processing": {"reserved": self.modules}}
+        return System.load(values, "chaos")
 
 
 def _faults(chance: random.Random, processing: int) -> Iterator[Fault]:
@@ -170,7 +235,7 @@ def _faults(chance: random.Random, processing: int) -> Iterator[Fault]:
         seconds = chance.uniform(0.1, 0.6) if kind == "disk" else chance.uniform(0.2, 3)
         yield Fault(kind, chance.random(), chance.randrange(processing), seconds)
     if chance.random() < 0.4:
-        yield Fault(chance.choice(ENDINGS), chance.random())
+        yield Fault(chance.choice(ENDINGS), chance.random(), chance.randrange(12))
 
 
 @dataclass
@@ -237,7 +302,7 @@ def carry_out(trial: Trial, folder: Path) -> Result:
 
 
 def _judge(trial: Trial, report: Report, folder: Path, events: Events) -> list[str]:
-    taken = Taken(trial.shape, trial.dropped)
+    taken = Taken(trial.shape, trial.dropped, trial.events)
     missing = {*trial.sinks} - report.masters.keys()
     losing = {*LOSSES, *ENDINGS[2:], "slow"} & {*events.happened}
     unfinished = bool(trial.trips or losing or missing)

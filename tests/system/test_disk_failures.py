@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import pytest
 from lima2py_detectors.simulator import verifiable_frames
 
 from lima2py.frame import Fate
+from lima2py.session.launch import Child
 from lima2py.session.report import Report
 from lima2py.session.session import Session
 from lima2py.storage import steady
@@ -27,6 +29,8 @@ from tests.system.rig import wait_until
 
 SHAPE = (32, 48)
 NBYTES = 2 * 32 * 48
+ROOM = 2**20
+"""For less than 600 frames."""
 GRAPH = """
 tasks:
   raw: {{do: save_dense, from: detector, file: "disk/{{name}}", compression: none,
@@ -53,14 +57,15 @@ def mounted(folder: Path, size: int) -> Iterator[None]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def fill_up(folder: Path) -> Path:
-    """Take all the room that is left; returns the file that does."""
+def fill_up(folder: Path, leave: int = 0) -> Path:
+    """Take all the room but so many bytes; returns the file that does."""
     path = folder / "filler"
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
     try:
         while True:
             os.write(descriptor, bytes(4096))
     except OSError:
+        os.truncate(path, path.stat().st_size - leave)
         return path
     finally:
         os.close(descriptor)
@@ -189,13 +194,17 @@ def test_a_run_that_waits_for_its_disk_loses_nothing(
 ) -> None:
     disk = tmp_path / "out" / "disk"
     with mounted(disk, 2**26):
+        filler = fill_up(disk, leave=ROOM)
         with running(
             tmp_path, nodes=nodes, per_file=per_file, if_fails="wait", frames=600, period=1e-3
         ) as session:
-            until(session, 200)
-            filler = fill_up(disk)
             until_nothing_is_settled(session)
             assert session.progress().settled < 600
+            if nodes:  # what one that leaves could not save, another one can
+                leaving = session.nodes.processing[0]
+                assert isinstance(leaving, Child)
+                os.kill(leaving.pid, signal.SIGTERM)
+                leaving._process.wait(30)
             filler.unlink()
             report = session.wait(60)
         assert report.ok, report
@@ -224,16 +233,16 @@ def until_nothing_is_settled(session: Session) -> None:
 def test_a_run_that_waits_for_its_disk_can_be_aborted(tmp_path: Path, nodes: int) -> None:
     disk = tmp_path / "out" / "disk"
     with mounted(disk, 2**26):
+        fill_up(disk, leave=ROOM)
         with running(tmp_path, nodes=nodes, if_fails="wait", frames=600, period=1e-3) as session:
-            until(session, 200)
-            fill_up(disk)
             until_nothing_is_settled(session)
             session.abort()
             report = session.wait(60)
-        assert report.outcome == "aborted"
+        assert report.outcome == "aborted", report
         assert report.absent["aborted"] > 0
         subprocess.run(["mount", "-o", "remount,size=128m", str(disk)], check=True)
-        recover(tmp_path, force=True)
+        told = recover(tmp_path, force=True)
+        assert list(disk.glob("*_master.h5")), told
         (master,) = disk.glob("*_master.h5")
         for path, entry in ((master, 0), (master, 1), (Path(report.masters["other"]), 0)):
             assert saved_by(report) <= frames_in(path, entry)

@@ -174,21 +174,6 @@ def test_one_of_two_acquisition_nodes_killed_costs_only_its_frames(
     assert not list((tmp_path / "out").glob("*_journal_*"))
 
 
-def test_the_first_of_two_acquisition_nodes_told_to_leave_waits_for_nobody(
-    tmp_path: Path, command: Callable[..., Command]
-) -> None:
-    run = start(command, "--processing-nodes", 1, "--acquisition-nodes", 2, frames=6000)
-    wait_until(lambda: frames_saved(tmp_path / "out") > 100, "frames")
-    victim = next(node for node in run.nodes("acquisition", 2) if "acq0" in node.cmdline())
-    victim.terminate()
-    report = run.report()
-    assert report["outcome"] == "failed"
-    assert [text for text in report["errors"] if "acq0" in text] == [
-        f"node acq0 (process {victim.pid}) exited with status 0"
-    ]
-    check_account(report)
-
-
 def test_a_frozen_processing_node_is_found_and_its_frames_go_to_others(
     tmp_path: Path, command: Callable[..., Command]
 ) -> None:

@@ -100,7 +100,7 @@ SPECS = [FrameSpec.dense(*SHAPE, "uint16", bands=2), FrameSpec.dense(*SHAPE, "fl
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-@settings(max_examples=10, phases=QUICKLY)
+@settings(max_examples=3, phases=QUICKLY)
 @given(data=st.data())
 def test_a_graph_over_frames_in_memory_gives_what_numpy_gives(
     folder: Path, spec: FrameSpec, data: st.DataObject
@@ -146,7 +146,7 @@ def test_a_graph_gives_the_same_files_and_streams_wherever_it_runs(
         ]  # fmt: skip
         numbers = iter(range(10_000))
 
-        @settings(max_examples=6, phases=QUICKLY)
+        @settings(max_examples=3, phases=QUICKLY)
         @given(graphs(spec, {name: str(folder / file) for name, file in FILES.items()}))
         def check(graph: dict[str, Entry]) -> None:
             files = {str(folder / name): image for name, image in images().items()}

@@ -49,7 +49,7 @@ def test_at_full_speed_no_frame_is_lost_with_a_node_and_the_run_completes(
     graph.write_text(json.dumps({"tasks": {name: TASKS[name] for name in SINKS}}))
     with Session.open(processing_nodes=2, detector=DETECTOR) as session:
         session.prepare(
-            graph=graph, output=tmp_path / "out", nb_frames=6000, expo_time=1e-6,
+            graph=graph, output=tmp_path / "out", nb_frames=4000, expo_time=1e-6,
             policies={"node_patience": 60},
         )  # fmt: skip
         session.start()
@@ -60,6 +60,6 @@ def test_at_full_speed_no_frame_is_lost_with_a_node_and_the_run_completes(
         wait_until(lambda: session.progress().settled > done + 1000, "what others do")
         go_on()
         report = session.wait(60)
-    assert report.saved == 6000, report
+    assert report.saved == 4000, report
     assert report.outcome == "completed", report
     assert audit(report, Taken(SHAPE), tmp_path / "out", frozenset(), EVERYBODY) == []

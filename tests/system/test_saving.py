@@ -22,6 +22,7 @@ from lima2py.frame import Array, Fate
 from lima2py.session.launch import Child
 from lima2py.session.report import Report
 from lima2py.session.session import Session
+from lima2py.storage.care.verify import verify
 from lima2py.storage.masters import of_run as masters
 from tests.storage import plain
 from tests.system.rig import check_account, wait_until
@@ -212,9 +213,16 @@ def test_a_node_that_is_killed_leaves_its_files_and_all_their_frames_are_shown(
     left = parts_in(output)
     assert left, "the files the node had open are not finished"
     assert all("_1_" in name or "_proc1_" in name for name in left)
+    (told,) = (text for text in report.remarks if "lost nodes left" in text)
+    assert f"lima2py recover {output} finishes such files" in told
+    assert sum(name in told for name in left) == min(3, len(left))
+    verdict = verify(Path(report.masters["raw"]))
+    assert not verdict.problems
     with h5py.File(report.masters["raw"], "r") as file:
         named = file["entry_0000/lima2py/files/name"].asstr()[()].tolist()
-    assert {name for name in named if name.endswith(".part")} <= set(left)
+    unfinished = {name for name in named if name.endswith(".part")}
+    assert unfinished <= set(left)
+    assert ("was left by a lost node; lima2py recover" in str(verdict)) == bool(unfinished)
     assert report.outcome == "completed", "each frame was given to another node, or is safe"
 
 

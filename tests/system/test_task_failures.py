@@ -176,7 +176,7 @@ def test_a_killed_node_spoils_no_accumulation(tmp_path: Path) -> None:
     moments = random.Random(11)
     with Session.open("simulator", processing_nodes=3, detector=DETECTOR) as session:
         graph = write_graph(tmp_path, ACCUMULATED)
-        for number in range(6):
+        for number in range(3):
             session.prepare(
                 graph=graph, output=tmp_path / str(number), nb_frames=NB_FRAMES, expo_time=2e-4
             )

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from lima2py_detectors.simulator import verifiable_frames
 
+from lima2py.control.files import REFUSED
 from tests.system.rig import LIMA2PY, check_account
 
 PROJECT = """
@@ -37,14 +38,12 @@ py-modules = ["beamline_tasks"]
 MODULE = '''
 """Tasks of a beamline."""
 
-from collections.abc import Mapping
-from typing import ClassVar
-
 import numpy as np
 
 from lima2py.errors import BadParameter
 from lima2py.frame import Block, FrameSpec
 from lima2py.onepass import Operation, Pixelwise
+from lima2py.tags import Tags
 from lima2py.task import Task
 
 
@@ -60,7 +59,7 @@ class Gain(Pixelwise):
 class Brightest(Task):
     """Where the brightest pixel is."""
 
-    needs: ClassVar[Mapping[str, float]] = {"gpu": 1}
+    needs: Tags = {"gpu": 1}
 
     def prepare(self, spec: FrameSpec) -> FrameSpec:
         if spec.kind != "dense" or spec.bands > 1:
@@ -113,6 +112,16 @@ tasks:
   images: {do: save_dense, from: gained}
   places: {do: save_vector, from: where}
 """
+SYSTEMS = {
+    "0": "{system: one, detector: simulator, tags: {gpu: 1}}",
+    "2": """
+system: two
+detector: simulator
+acquisition: [{node: acq0}]
+processing: [{node: proc0, tags: {gpu: 1}}, {node: proc1, tags: {gpu: 2}}]
+""",
+}
+"""By the number of nodes, one that has what they need."""
 SMALL = ["--set", "detector.pattern=verifiable", "--set", "detector.shape=[48,64]"]
 
 
@@ -159,16 +168,20 @@ def test_its_tasks_are_listed_with_the_others(installed: Path, tmp_path: Path) -
 
 def test_a_check_says_what_they_need(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "beamline.yaml").write_text(GRAPH)
-    said = follow([LIMA2PY, "check", "beamline.yaml", *SMALL], installed, tmp_path)
-    assert "where needs 1 gpu on every node" in said
+    (tmp_path / "system.yaml").write_text(SYSTEMS["2"])
+    words = [LIMA2PY, "check", "beamline.yaml", *SMALL]
+    said = follow([*words, "--system", "system.yaml"], installed, tmp_path)
+    assert "where needs nodes with gpu 1" in said
     assert "gained needs" not in said
+    follow(words, installed, tmp_path, REFUSED)
 
 
 @pytest.mark.parametrize("nodes", ["0", "2"])
 def test_they_run_on_nodes(installed: Path, tmp_path: Path, nodes: str) -> None:
     (tmp_path / "beamline.yaml").write_text(GRAPH)
+    (tmp_path / "system.yaml").write_text(SYSTEMS[nodes])
     words = [LIMA2PY, "run", "beamline.yaml", *SMALL, "--nb-frames", "60", "--expo-time", "10 us"]
-    said = follow([*words, "--processing-nodes", nodes, "--json"], installed, tmp_path)
+    said = follow([*words, "--system", "system.yaml", "--json"], installed, tmp_path)
     report: dict[str, Any] = json.loads(said)
     assert report["saved"] == 60
     check_account(report)
