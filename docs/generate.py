@@ -15,7 +15,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import typer
@@ -33,7 +33,7 @@ from lima2py.detector_file import known_detectors  # noqa: E402
 from lima2py.frame import FATES  # noqa: E402
 from lima2py.graph.definition import known_graphs  # noqa: E402
 from lima2py.graph.kinds import task_class  # noqa: E402
-from lima2py.memory import MemorySettings  # noqa: E402
+from lima2py.memory_settings import MemorySettings  # noqa: E402
 from lima2py.metadata import DetectorGeometry, Metadata, Rotation  # noqa: E402
 from lima2py.model.costs import AcquisitionCosts, Costs, ProcessingCosts  # noqa: E402
 from lima2py.model.setup import (  # noqa: E402
@@ -52,7 +52,9 @@ from lima2py.node.serve import KINDS  # noqa: E402
 from lima2py.policies import Policies  # noqa: E402
 from lima2py.session.events import Kind  # noqa: E402
 from lima2py.session.metrics import METRICS  # noqa: E402
-from lima2py.session.system import NodePlace, System  # noqa: E402
+from lima2py.session.other_detectors import OtherDetector  # noqa: E402
+from lima2py.session.place import NodePlace  # noqa: E402
+from lima2py.session.system import StageSettings, System  # noqa: E402
 from lima2py.storage import layout  # noqa: E402
 from lima2py.task import Task  # noqa: E402
 from lima2py.transport import rpc, wire  # noqa: E402
@@ -153,6 +155,11 @@ def system() -> str:
             fields(System),
             "A node of `acquisition` or `processing`:\n",
             fields(NodePlace),
+            "One of the `stages`, by its name ([how to use stages](../how-to/use_stages.md)):\n",
+            fields(StageSettings),
+            "One of the other `detectors`, by its name"
+            " ([how to combine detectors](../how-to/combine_detectors.md)):\n",
+            fields(OtherDetector),
             "`memory`:\n",
             fields(MemorySettings),
             "`policies`; those of a run, `prepare(policies=...)` or `--policy`, go over them:\n",
@@ -200,16 +207,16 @@ def tree() -> str:
 
 
 def messages() -> str:
-    """Messages between acquisition and processing nodes."""
-    kinds = (wire.Start, wire.BlockMessage, wire.Last, wire.End, wire.Done, wire.DoneBlock,
-             wire.Statistics, wire.StopRequest, wire.Closed, wire.Account)  # fmt: skip
+    """Messages between nodes of one run, and what they consist of."""
+    kinds = (*get_args(wire.Message), wire.DoneBlock, wire.Product)
     return "\n".join(struct(kind) for kind in kinds)
 
 
 def commands() -> str:
     """Requests to nodes, answers, and what is said when a run is prepared."""
     kinds = (rpc.Request, rpc.Answer, orders.AcquisitionOrder, orders.AcquisitionReady,
-             orders.ProcessingOrder, orders.ProcessingReady, orders.ConnectOrder)  # fmt: skip
+             orders.ProcessingOrder, orders.ProcessingReady, orders.Feeder,
+             orders.ConnectOrder, orders.Peer)  # fmt: skip
     return "\n".join(struct(kind) for kind in kinds)
 
 
@@ -218,9 +225,9 @@ def node_commands() -> str:
     rows = []
     for kind, cls in KINDS.items():
         node = cls("documents")
-        rows.append((kind, names(node.commands()), names(node.quick())))
+        rows.append((kind, names(node.commands()), names(node.quick()), names(node.reads())))
         node.close()
-    return table(("node", "one after the other", "at once"), rows)
+    return table(("node", "one after the other", "at once", "at once, from anybody"), rows)
 
 
 def command_line() -> str:

@@ -2,6 +2,7 @@
 
     LimaError
      ├─ BadCommand        not now: the state, and what is possible in it
+     │   └─ NeedsLease     only who commands the system may say this
      ├─ BadParameter      where (file, task, field), what was given, what is allowed, a way out
      │   └─ BadGraph      a graph that cannot work: unknown task or input, circle, shapes
      ├─ DetectorError     the detector said no: which plugin, its words
@@ -25,6 +26,10 @@ class LimaError(Exception):
 
 class BadCommand(LimaError):
     """A command that cannot be obeyed in the present state."""
+
+
+class NeedsLease(BadCommand):
+    """A command of a session that has not asked for the right to command the system."""
 
 
 class BadParameter(LimaError):
@@ -93,6 +98,7 @@ _BY_NAME: dict[str, type[LimaError]] = {
     for cls in (
         LimaError,
         BadCommand,
+        NeedsLease,
         BadParameter,
         BadGraph,
         DetectorError,

@@ -28,7 +28,7 @@ from lima2py.graph.definition import GraphDefinition, parse_graph
 from lima2py.graph.measure import Speed
 from lima2py.graph.measure import measure as measure_graph
 from lima2py.graph.plan import plan_run
-from lima2py.memory import MemorySettings
+from lima2py.memory_settings import MemorySettings
 from lima2py.model.costs import AcquisitionCosts, Costs, ProcessingCosts
 from lima2py.session.session import Session
 from lima2py.session.system import System
@@ -75,7 +75,7 @@ def measure(
     Raises:
         LimaError: if the detector gives no frames, a task fails on them, or a node does not start.
     """
-    plan, shape = plan_run(detector, acquisition, graph, MemorySettings().ring, 1)
+    plan, shape = plan_run(detector, acquisition, graph, MemorySettings().ring_bytes, 1)
     blocks, copy_rate = _take(detector, acquisition, plan.spec, shape.frames)
     speed = _cost(graph, blocks, acquisition, folder)
     work = speed.cpu / sum(speed.seconds.values())  # the rest was waiting, or others' time
