@@ -20,7 +20,7 @@ def acquire(
 
 
 @pytest.mark.parametrize(
-    ("few", "many", "shape"), [(500, 2000, (256, 256)), (15_000, 50_000, (64, 64))]
+    ("few", "many", "shape"), [(1000, 3000, (256, 256)), (15_000, 50_000, (64, 64))]
 )
 def test_all_frames_are_saved_and_right_in_flat_memory(
     command: Callable[..., Command], few: int, many: int, shape: tuple[int, int]
